@@ -1,0 +1,332 @@
+"""Every value that a config file sets, with its type, its meaning and its limits.
+
+The files in ``configs/`` build plain ``ml_collections.ConfigDict``s. ``parse`` turns one into the
+frozen dataclasses below and refuses whatever does not fit, naming the key, before anything is
+compiled or written. No field has a default: a config file shows all that a run depends on.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alexnet_jax.errors import UserError
+
+CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+LAYERS = (*CONVOLUTIONS, "fc6", "fc7", "fc8")
+
+
+def number(low: float, below: float = math.inf, *, changeable: bool = False) -> Any:
+    """A finite number (or numbers) in [low, below).
+
+    A `changeable` field may differ between a workdir's first run and a later one that goes on.
+    """
+    return field(metadata={"low": low, "below": below, "changeable": changeable})
+
+
+def names(*allowed: str) -> Any:
+    """A string, strings, or the keys of a mapping, out of `allowed`."""
+    return field(metadata={"allowed": allowed})
+
+
+def changeable() -> Any:
+    """Anything of its type; may differ in a later run that goes on from a workdir."""
+    return field(metadata={"changeable": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lighting:
+    """PCA colour shifts (§4.1): one draw of three normal numbers for each picture and use."""
+
+    sigma: float = number(0)  # standard deviation of the draws; 0 switches lighting off
+    scale: Literal["eigenvalue", "deviation"]  # draws times l on [0, 1] (paper), sqrt(l) on 0..255
+    source: Literal["training", "published"]  # components of our training set, or ImageNet's
+    shrink: bool  # divide the lit picture by 1 + sigma, as the 2012 code does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The records that `prepare` writes and how batches are drawn from them (§2, §4.1)."""
+
+    source: str = changeable()  # what `prepare --source` gets
+    records: str = changeable()  # the folder that `prepare --out` writes
+    size: int = number(1)  # side of the recorded pictures, pixels
+    format: Literal["jpeg", "raw"]
+    crop: int = number(1)  # side of what the network sees, pixels
+    random_crop: bool  # training crops at random places; False: at the centre
+    mirror: bool  # mirror half of the training pictures
+    mean: Literal["crop", "centre"]  # the mean image's part: the crop's (paper), the centre (2012)
+    lighting: Lighting
+    threads: int = number(0, changeable=True)  # that read and decode; 0: one for each core
+
+    def __post_init__(self) -> None:
+        if self.crop > self.size:
+            raise ValueError(f"crop={self.crop} must not be larger than size={self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """Response normalisation: a / (k + alpha * (sum of the neighbours' squares))^beta (§3.3)."""
+
+    layers: tuple[str, ...] = names(*CONVOLUTIONS)  # that it follows; () switches it off
+    size: int = number(1)  # neighbours, itself included: maps, or the side of a window in a map
+    k: float = number(1e-6)
+    alpha: float = number(0)
+    beta: float = number(0)
+    before_activation: tuple[str, ...] = names(*CONVOLUTIONS)  # where it precedes the ReLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network (§3). Kernel and neuron counts are those of both towers together."""
+
+    classes: int = number(2)
+    towers: Literal[1, 2]
+    kernels: tuple[int, int, int, int, int] = number(1)  # conv1..conv5
+    neurons: tuple[int, int] = number(1)  # fc6, fc7
+    width: float = number(1e-3, 64)  # multiplies kernels and neurons
+    cross: tuple[str, ...] = names(*LAYERS[1:7])  # the layers that see both towers
+    without: str = names("", *CONVOLUTIONS[1:])  # one convolution to leave out
+    activation: Literal["relu", "tanh"]
+    pool_window: int = number(1)
+    pool_stride: int = number(1)
+    lrn: Response  # over neighbouring maps
+    within_map: Response  # over neighbouring places of one map; only the 2012 code has it
+    dropout: float = number(0, 1)  # chance that a neuron of fc6 or fc7 is zeroed; 0: no dropout
+    std: Mapping[str, float] = number(0)  # standard deviation of the initial weights, by layer
+    bias: Mapping[str, float] = number(-math.inf)  # initial biases, by layer
+
+    def __post_init__(self) -> None:
+        for key in ("std", "bias"):
+            if set(getattr(self, key)) != set(LAYERS):
+                raise ValueError(f"{key} must have one value for each of {', '.join(LAYERS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The update of §5. Its rate comes from the policy."""
+
+    momentum: float = number(0, 1)
+    weight_decay: float = number(0)
+    bias_rate: float = number(0)  # biases learn at this multiple of their layer's rate
+    decay_biases: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """Divide the rate when the validation error stops improving (§5)."""
+
+    kind: Literal["plateau"]
+    rate: float = number(0)  # to begin with
+    factor: float = number(1)  # the rate is divided by this
+    drops: int = number(0)  # so many times; the next plateau ends the training
+    patience: int = number(1)  # epochs without improvement that make a plateau
+    least_improvement: float = number(0)  # a smaller fall of the top-1 error rate is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of a schedule."""
+
+    epoch: float = number(0)  # it begins when so many epochs are done
+    rate: float = number(0)
+    layers: Mapping[str, float] = number(0)  # rates of single layers
+    lighting: bool
+
+    def __post_init__(self) -> None:
+        unknown = set(self.layers) - set(LAYERS)
+        if unknown:
+            raise ValueError(f"layers has {sorted(unknown)[0]!r}, which is none of {LAYERS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Rates by epoch, as the 2012 run's were set by hand."""
+
+    kind: Literal["schedule"]
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        epochs = [phase.epoch for phase in self.phases]
+        if epochs[:1] != [0] or epochs != sorted(set(epochs)):
+            raise ValueError(f"phases must begin at epoch 0 and rise, not {epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """How the validation split is scored (§4.1)."""
+
+    batch: int = number(1, changeable=True)
+    ten_views_at_end: bool = changeable()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What a run says while it goes on; in steps."""
+
+    every: int = number(1, changeable=True)  # a line of metrics
+    layers_every: int = number(0, changeable=True)  # each layer's health; 0: never
+    stuck_after: int = number(0, changeable=True)  # steps at the labels' entropy; 0: never warn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    seed: int = number(0, 2**31)
+    devices: int = number(1, changeable=True)  # with two towers: 1 or an even number
+    dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
+    batch: int = number(1)  # pictures in a step, over all devices
+    epochs: int = number(1, changeable=True)  # at most
+    steps: int = number(0, changeable=True)  # stop after so many; 0: only epochs count
+    checkpoint_every: int = number(0, changeable=True)  # steps, besides each epoch's end; 0: none
+    data: Data
+    model: Model
+    optim: Optim
+    policy: Plateau | Schedule
+    evaluate: Evaluate
+    log: Log
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """The typed config of a ``ConfigDict`` or a plain dict.
+
+    Raises:
+      UserError: a key is missing or unknown, or a value has the wrong type or is out of range.
+    """
+    return _section(Config, _plain(values), "config")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Dicts, lists, strings and numbers: what stands in a workdir's ``config.json``."""
+    return _plain(dataclasses.asdict(config))
+
+
+def differences(old: Mapping[str, Any], new: Config) -> list[str]:
+    """The dotted keys that change results and in which `old`, from `as_dict`, is not `new`."""
+    then, now = dict(_leaves(old)), dict(_leaves(as_dict(new)))
+    changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
+    return sorted(changed - set(_changeable_keys(Config)))
+
+
+# --- from plain values to dataclasses ---------------------------------------------------------
+
+
+def _section(kind: Any, values: Any, at: str) -> Any:
+    """Builds the dataclass `kind`, or the one of a union that `values['kind']` names."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{at} must be a section with keys, not {values!r}")
+    kind = _chosen(kind, values, at)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
+            raise UserError(f"{at} has no key {key!r}; {hint}")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise UserError(f"{at}.{missing[0]} is missing; add it (see configs/alexnet.py)")
+    hints = typing.get_type_hints(kind)
+    built = {
+        name: _field(f, hints[name], values[name], f"{at}.{name}") for name, f in fields.items()
+    }
+    try:
+        return kind(**built)
+    except ValueError as error:
+        raise UserError(f"{at}: {error}") from None
+
+
+def _chosen(kind: Any, values: Mapping[str, Any], at: str) -> Any:
+    """The member of a union of dataclasses whose `kind` is the one in `values`."""
+    if not isinstance(kind, types.UnionType):
+        return kind
+    choices = {typing.get_type_hints(k)["kind"].__args__[0]: k for k in kind.__args__}
+    if values.get("kind") not in choices:
+        raise UserError(f"{at}.kind={values.get('kind')!r}; choose one of {', '.join(choices)}")
+    return choices[values["kind"]]
+
+
+def _field(spec: dataclasses.Field[Any], kind: Any, value: Any, at: str) -> Any:
+    value = _value(kind, value, at)
+    for one in _each(value):
+        low, below = spec.metadata.get("low", -math.inf), spec.metadata.get("below", math.inf)
+        if isinstance(one, float | int) and not low <= one < below:
+            limit = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+            raise UserError(f"{at}={value!r} must be {limit}")
+        allowed = spec.metadata.get("allowed", (one,))
+        if one not in allowed:
+            raise UserError(f"{at}={value!r}: {one!r} is none of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def _value(kind: Any, value: Any, at: str) -> Any:
+    """`value` as the annotated type `kind`; whole numbers pass as floats, nothing else changes."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) or origin is types.UnionType:
+        return _section(kind, value, at)
+    if origin is Literal:
+        if value not in arguments or type(value) not in map(type, arguments):
+            raise UserError(f"{at}={value!r}; choose one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        return _tuple(arguments, value, at)
+    if origin is not None:  # Mapping[str, float]
+        if not isinstance(value, Mapping):
+            raise UserError(f"{at}={value!r} must be a section with one number for each name")
+        return {str(key): _value(arguments[1], one, f"{at}.{key}") for key, one in value.items()}
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        name = {"int": "a whole number", "float": "a finite number", "bool": "True or False"}
+        raise UserError(f"{at}={value!r} must be {name.get(kind.__name__, 'a string')}")
+    return value
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, at: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{at}={value!r} must be a tuple")
+    if arguments[-1] is Ellipsis:
+        arguments = arguments[:1] * len(value)
+    if len(arguments) != len(value):
+        raise UserError(f"{at}={value!r} must have {len(arguments)} values")
+    pairs = zip(arguments, value, strict=True)
+    return tuple(_value(kind, one, f"{at}[{i}]") for i, (kind, one) in enumerate(pairs))
+
+
+def _each(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, tuple):
+        yield from value
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _plain(values: Any) -> Any:
+    if hasattr(values, "items"):
+        return {str(key): _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    return values
+
+
+def _leaves(values: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _leaves(value, f"{at}.{key}" if at else key)
+    else:
+        yield at, values
+
+
+def _changeable_keys(kind: Any, at: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for spec in dataclasses.fields(kind):
+        key = f"{at}.{spec.name}" if at else spec.name
+        if dataclasses.is_dataclass(hints[spec.name]):
+            yield from _changeable_keys(hints[spec.name], key)
+        elif spec.metadata.get("changeable"):
+            yield key

@@ -1,0 +1,5 @@
+"""What the user did, and can mend: one line, no traceback."""
+
+
+class UserError(Exception):
+    """Bad input. The message says in one line what is wrong, where, and what to do."""
