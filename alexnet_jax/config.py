@@ -56,6 +56,7 @@ class Data:
     records: str = changeable()  # the folder that `prepare --out` writes
     size: int = number(1)  # side of the recorded pictures, pixels
     format: Literal["jpeg", "raw"]
+    validation: str  # the split that is scored after each epoch
     crop: int = number(1)  # side of what the network sees, pixels
     random_crop: bool  # training crops at random places; False: at the centre
     mirror: bool  # mirror half of the training pictures
@@ -89,7 +90,7 @@ class Model:
     kernels: tuple[int, int, int, int, int] = number(1)  # conv1..conv5
     neurons: tuple[int, int] = number(1)  # fc6, fc7
     width: float = number(1e-3, 64)  # multiplies kernels and neurons
-    cross: tuple[str, ...] = names(*LAYERS[1:7])  # the layers that see both towers
+    cross: tuple[str, ...] = names("conv3", "fc6", "fc7")  # before which the towers meet
     without: str = names("", *CONVOLUTIONS[1:])  # one convolution to leave out
     activation: Literal["relu", "tanh"]
     pool_window: int = number(1)

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     data.records = "records/imagenet2012"
     data.size = 256
     data.format = "jpeg"
+    data.validation = "validation"
     data.crop = 224
     data.random_crop = True
     data.mirror = True

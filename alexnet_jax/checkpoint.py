@@ -1,0 +1,160 @@
+"""Checkpoints: the state of a run on disk, by Orbax; the one module that knows it."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import grain
+import orbax.checkpoint as ocp
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import say
+
+ERROR = "val/top1_error"  # by which the best checkpoint is chosen
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    state: Any  # arrays as `Checkpoints.restore` was asked to place them
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: the newest two and the best are kept; saving is asynchronous.
+
+    An interrupted save leaves nothing that counts as a checkpoint. One that has been damaged on
+    disk is put aside as ``damaged-STEP`` and the one before is used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the folder; it is made at the first save."""
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every stage of a save
+        self.folder = folder.absolute()
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(
+            get_metric_fn=_score, n=1, reverse=False, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # train decides
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+            best_fn=_score,
+            best_mode="max",
+            step_format_fixed_length=8,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, rising."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation top-1 error."""
+        return self._manager.best_step()
+
+    def save(
+        self, step: int, state: Any, data: Any, meta: dict[str, Any], scores: Mapping[str, float]
+    ) -> None:
+        """Begins to save; returns when `state` has been copied and may change.
+
+        Args:
+          step: training steps done.
+          state: a tree of arrays.
+          data: the iterator over training batches; its position is saved.
+          meta: what else belongs to the run, as JSON.
+          scores: 'val/top1_error' if it was measured at this step; else empty.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(data),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
+
+    def restore(
+        self,
+        state: Any,
+        data: Any,
+        check: Callable[[dict[str, Any]], None],
+        step: int | None = None,
+    ) -> Restored | None:
+        """The newest intact checkpoint, or the one of `step`; None when there is none.
+
+        Args:
+          state: a tree of ShapeDtypeStructs with shardings: how to place the arrays. They may be
+            other devices than those that saved.
+          data: the iterator to set to the saved position, or None.
+          check: gets the meta; raises UserError if the checkpoint does not fit the run.
+          step: which; None for the newest.
+
+        Raises:
+          UserError: there is no checkpoint of `step`; or all are damaged; or `check` raised it.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            have = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
+        wanted = steps if step is None else [step]
+        for candidate in reversed(wanted):
+            restored = self._read(candidate, state, data, check)
+            if restored is not None:
+                return restored
+        if wanted:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read (damaged: "
+                f"{', '.join(map(str, wanted))}); restore one from a copy or use another --workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Returns when the save under way, if any, is complete."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for a save under way, and closes."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(
+        self, step: int, state: Any, data: Any, check: Callable[[dict[str, Any]], None]
+    ) -> Restored | None:
+        try:
+            meta = self._restore(step, meta=ocp.args.JsonRestore()).meta
+            check(meta)
+            items = {"state": ocp.args.StandardRestore(state)}
+            if data is not None:
+                items["data"] = grain.checkpoint.CheckpointRestore(data)
+            return Restored(step, self._restore(step, **items).state, meta)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises whatever its file formats raise
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            say(f"checkpoint {step} in {self.folder} is damaged and put aside: {first:.200}")
+            self._put_aside(step)
+            return None
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _put_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+        damaged = self.folder.parent / f"damaged-{step}"
+        number = 0
+        while damaged.exists():
+            number += 1
+            damaged = self.folder.parent / f"damaged-{step}.{number}"
+        os.replace(self.folder / f"{step:08d}", damaged)
+        self._manager.reload()
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return -metrics[ERROR]

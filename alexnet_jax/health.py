@@ -1,0 +1,111 @@
+"""Whether a network learns: each layer's weights and dead units, and the loss that stands still."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import config, optim
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.mesh import DATA, TOWER, Placed
+
+
+class LayerHealth:
+    """The size of each layer's weights and updates, and its share of dead units.
+
+    A unit (a feature map, or a neuron) is dead if it gave nothing above 0 for any picture of a
+    batch, at any place; the share is left out where the activation is not the ReLU.
+    """
+
+    def __init__(self, network: Placed, c: config.Config) -> None:
+        hidden = [layer for layer in config.LAYERS[:-1] if layer in network.specs]
+        self._counts_dead = c.model.activation == "relu"
+
+        def highest(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+            """The highest output of each unit: {'conv1': [maps here], ...}."""
+            outputs = network.bind(params).outputs(images)
+            tops = {layer: outputs[layer] for layer in hidden}
+            return jax.tree.map(lambda x: lax.pmax(x.max(range(x.ndim - 1)), DATA), tops)
+
+        tops = network.shard_map(highest, (network.specs, P(DATA)), P(TOWER))
+        self._measure = jax.jit(lambda params, v, images: (_sizes(params, v), tops(params, images)))
+
+    def read(self, params: Any, optimizer: Any, images: jax.Array) -> dict[str, float]:
+        """Metrics for each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|)
+        and 'dead/conv1' (share of dead units).
+
+        Args:
+          params: the parameters.
+          optimizer: the state of `optim.update_rule`.
+          images: float32 [b, crop, crop, 3], a training batch as the network sees it.
+        """
+        measured = self._measure(params, optim.velocity(optimizer), images)
+        sizes, tops = jax.device_get(measured)
+        values = {}
+        for layer, (weight, update) in sizes.items():
+            values[f"weight/{layer}"] = float(weight)
+            values[f"update/{layer}"] = float(update / weight) if weight else math.inf
+        if self._counts_dead:
+            values |= {f"dead/{layer}": float(np.mean(top <= 0)) for layer, top in tops.items()}
+        return values
+
+
+def _sizes(params: Any, velocity: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Mean |w| and mean |v| of each layer's kernel."""
+    return {
+        layer: (jnp.abs(params[layer]["kernel"]).mean(), jnp.abs(velocity[layer]["kernel"]).mean())
+        for layer in params
+    }
+
+
+def label_entropy(labels: np.ndarray) -> float:
+    """The entropy of the classes' frequencies, in nats: the loss of who knows nothing else.
+
+    ln(1000) = 6.908 for ImageNet's 1000 (nearly) balanced classes.
+    """
+    shares = np.bincount(labels) / len(labels)
+    shares = shares[shares > 0]
+    return float(-np.sum(shares * np.log(shares)))
+
+
+class StuckLoss:
+    """Notices a loss that has stood at the entropy of the training labels for `patience` steps."""
+
+    def __init__(self, entropy: float, patience: int) -> None:
+        self._entropy, self._patience = entropy, patience
+        self._since: float | None = None
+
+    def notice(self, step: int, loss: float) -> str | None:
+        """What to say after the step, once each time that it gets stuck; usually None.
+
+        `loss` is the mean since the last call. Within 2% of the entropy counts as standing.
+        """
+        if not self._patience or abs(loss - self._entropy) > 0.02 * self._entropy:
+            self._since = None
+            return None
+        if self._since is None:
+            self._since = step
+        if step - self._since < self._patience:
+            return None
+        self._since = math.inf  # said; until it moves again
+        return (
+            f"step {step}: for {self._patience} steps the loss has stood at {self._entropy:.3f}, "
+            f"the entropy of the training labels: the network knows their frequencies and nothing "
+            f"of the pictures. Try larger initial weights (--config.model.std.conv3=0.03, conv4 "
+            f"and conv5 likewise) or configs/alexnet_2012.py."
+        )
+
+
+def check_finite(step: int, loss: float, saved: int | None) -> None:
+    """Raises UserError, naming the last checkpoint, if the loss is infinite or not a number."""
+    if math.isfinite(loss):
+        return
+    kept = f"the checkpoint of step {saved} is kept" if saved is not None else "none was saved yet"
+    raise UserError(
+        f"step {step}: the loss is {loss}; stopped, {kept}. "
+        f"Try a lower rate (config.policy), or --config.dtype=float32"
+    )

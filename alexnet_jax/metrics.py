@@ -1,0 +1,95 @@
+"""What a run leaves to read: JSON lines, TensorBoard events, and where its time went."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events in a workdir, with the same names and steps.
+
+    Opened at the step from which a run goes on, it drops what an interrupted run wrote after that
+    step, so that no line is doubled.
+
+    Attributes:
+      path: of the JSON lines.
+    """
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self.path = workdir / FILE
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        written = self.path.with_suffix(".tmp")
+        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(written, self.path)
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """One line, on disk when this returns."""
+        line = {"step": step, "epoch": round(epoch, 6), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a workdir's metrics, in order; a last line that was cut off is left out."""
+    path = workdir / FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Clock:
+    """Where a run's time goes: learning, and apart from it evaluation, checkpoints, compiling."""
+
+    def __init__(self, pictures_a_step: int) -> None:
+        self._pictures = pictures_a_step
+        self._apart: dict[str, float] = {}
+        self._since = time.monotonic()
+        self._steps = 0
+        self._seconds_a_step = 0.0
+
+    @contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """Counts the time inside as `what`; 'input' is time waited for batches."""
+        start = time.monotonic()
+        yield
+        self._apart[what] = self._apart.get(what, 0.0) + time.monotonic() - start
+
+    def count_step(self) -> None:
+        """Counts one step."""
+        self._steps += 1
+
+    def read(self, steps_left: int) -> dict[str, float]:
+        """Metrics since the last call, and the time left at this speed; starts again at zero.
+
+        'time/images_per_s' is over all devices; the time spent waiting for input is part of it and
+        given as a share of it. Other times are in seconds.
+        """
+        now = time.monotonic()
+        waiting = self._apart.pop("input", 0.0)
+        learning = now - self._since - sum(self._apart.values())
+        values = {f"time/{what}_s": seconds for what, seconds in self._apart.items()}
+        if self._steps:
+            self._seconds_a_step = learning / self._steps
+            values["time/images_per_s"] = self._pictures / self._seconds_a_step
+            values["time/input_wait"] = waiting / learning
+        if self._seconds_a_step:
+            values["time/left_s"] = steps_left * self._seconds_a_step
+        self._apart, self._since, self._steps = {}, now, 0
+        return {name: round(value, 6) for name, value in values.items()}

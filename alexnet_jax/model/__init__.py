@@ -1,0 +1,1 @@
+"""The network, its layers, and where their parts lie on the devices."""

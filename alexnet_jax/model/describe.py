@@ -1,0 +1,104 @@
+"""The table of the network: what each layer is, costs, sees, and where it lies."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import config
+from alexnet_jax.model.mesh import TOWER, Placed
+
+
+class Row(NamedTuple):
+    """One layer. Counts are those of both towers together, for one picture."""
+
+    layer: str
+    output: tuple[int, ...]  # without the batch
+    parameters: int
+    neurons: int
+    multiply_adds: int  # of the forward pass
+    sees: str
+    bytes: int  # on each device: parameters and momentum, float32
+
+
+def layer_table(network: Placed, c: config.Config) -> list[Row]:
+    """The rows of every layer that is not left out; runs nothing."""
+    image = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
+    outputs = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
+    return [
+        _row(layer, outputs[layer].shape[1:], network, c)
+        for layer in config.LAYERS
+        if layer in network.shapes
+    ]
+
+
+def format_table(rows: list[Row], network: Placed) -> str:
+    """The rows as text, with their sum and the grid of devices."""
+    devices = dict(network.mesh.shape)
+    grid = f"{devices['data']} x {devices['tower']} devices ('data' x 'tower')"
+    head = ("layer", "output", "parameters", "neurons", "multiply-adds", "sees", "bytes/device")
+    lines = [head, *(_cells(row) for row in rows)]
+    lines.append(_cells(_total(rows)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i in (0, 1, 5) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([grid, *text])
+
+
+def _row(layer: str, output: tuple[int, ...], network: Placed, c: config.Config) -> Row:
+    shapes, specs = network.shapes[layer], network.specs[layer]
+    kernel = shapes["kernel"].shape
+    places = math.prod(output[:-1])  # at which a convolution's kernels are applied
+    return Row(
+        layer,
+        output,
+        sum(math.prod(leaf.shape) for leaf in shapes.values()),
+        math.prod(output),
+        places * math.prod(kernel),
+        _sees(layer, c),
+        2 * sum(_device_bytes(shapes[name], specs[name], network) for name in shapes),
+    )
+
+
+def _sees(layer: str, c: config.Config) -> str:
+    if layer == "conv1":
+        return "the image"
+    if c.model.towers == 1:
+        return "the one tower"
+    meetings = {_next(name) if name == c.model.without else name for name in c.model.cross}
+    return "both towers" if layer in (*meetings, "fc8") else "its own tower"
+
+
+def _next(layer: str) -> str:
+    """The layer after one that is left out."""
+    return config.LAYERS[config.LAYERS.index(layer) + 1]
+
+
+def _device_bytes(shape: Any, spec: Any, network: Placed) -> int:
+    parts = network.mesh.shape[TOWER] if TOWER in spec else 1
+    return int(np.dtype(shape.dtype).itemsize) * math.prod(shape.shape) // parts
+
+
+def _total(rows: list[Row]) -> Row:
+    return Row(
+        "total",
+        (),
+        parameters=sum(row.parameters for row in rows),
+        neurons=sum(row.neurons for row in rows),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        sees="",
+        bytes=sum(row.bytes for row in rows),
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    output = " x ".join(map(str, row.output))
+    counts = [f"{n:,}" for n in row[2:5]]
+    return (row.layer, output, *counts, row.sees, f"{row.bytes:,}")

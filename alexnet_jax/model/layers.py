@@ -1,0 +1,229 @@
+"""The layers of §3, for one tower or for two that lie on the same device.
+
+Arrays are [batch, height, width, maps] or [batch, neurons]; tower A's maps come first, then B's.
+How many towers are here follows from shapes: a kernel [.., seen, n] whose input has twice the maps
+that it sees is two towers' kernels side by side. Each tower is computed by itself: as one grouped
+convolution the gradient would take about eleven times as long on a CPU.
+"""
+
+from functools import reduce
+from itertools import product, starmap
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from alexnet_jax.model.mesh import TOWER, first_tower, sum_towers
+
+
+def parameter(value: jax.Array, *spec: str | None) -> nnx.Param[Any]:
+    """A parameter that knows over which axis of the device grid each of its own is split."""
+    return nnx.Param(value, out_sharding=spec, eager_sharding=False)
+
+
+class TowerConv(nnx.Module):
+    """A convolution with bias, in each tower by itself (§3.5).
+
+    Its kernel is [window, window, seen, kernels] over both towers, its bias [kernels].
+    """
+
+    def __init__(
+        self,
+        window: int,
+        seen: int,
+        kernels: int,
+        *,
+        name: str,
+        std: float,
+        bias: float,
+        rngs: nnx.Rngs,
+        stride: int = 1,
+    ) -> None:
+        """`seen` counts the maps that each kernel sees; `std` and `bias` are the initial values."""
+        self.name = name  # in profiles and compiled programs
+        weights = std * jax.random.normal(rngs.params(), (window, window, seen, kernels))
+        self.kernel = parameter(weights, None, None, None, TOWER)
+        self.bias = parameter(jnp.full(kernels, bias), TOWER)
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, h, w, towers here * seen] -> [b, h', w', kernels here], in x's dtype."""
+        with jax.named_scope(self.name):
+            kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+            towers = x.shape[-1] // kernel.shape[-2]
+            inputs, kernels = jnp.split(x, towers, axis=-1), jnp.split(kernel, towers, axis=-1)
+            outputs = [self._convolve(*pair) for pair in zip(inputs, kernels, strict=True)]
+            return jnp.concatenate(outputs, axis=-1) + bias
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        rows, columns = (self.padding(side, kernel.shape[0]) for side in x.shape[1:3])
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            (rows, columns),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def padding(self, side: int, window: int) -> tuple[int, int]:
+        """Zeros before and after a side of `side` pixels.
+
+        A layer with stride 1 keeps its input's size. With a stride the last window may hang over
+        the far edge, as in the 2012 code, which rounds the number of windows up: 224 pixels,
+        window 11 and stride 4 give 55 outputs and a padding of (0, 3).
+        """
+        if self.stride == 1:
+            return (window // 2, (window - 1) // 2)
+        outputs = -(-(side - window) // self.stride) + 1
+        return (0, (outputs - 1) * self.stride + window - side)
+
+
+class TowerDense(nnx.Module):
+    """A fully connected layer with bias, in each tower by itself.
+
+    Its kernel is [places * seen, neurons] over both towers; the inputs are flattened with the maps
+    last, which is what a reshape of [height, width, maps] gives.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        seen: int,
+        neurons: int,
+        *,
+        name: str,
+        std: float,
+        bias: float,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """`seen` counts the maps, each of `places` pixels, that a neuron sees."""
+        self.name = name
+        weights = std * jax.random.normal(rngs.params(), (places * seen, neurons))
+        self.kernel = parameter(weights, None, TOWER)
+        self.bias = parameter(jnp.full(neurons, bias), TOWER)
+        self.seen = seen
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, ..., towers here * seen] -> [b, neurons here], in x's dtype."""
+        with jax.named_scope(self.name):
+            kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+            towers = x.shape[-1] // self.seen
+            inputs, kernels = jnp.split(x, towers, axis=-1), jnp.split(kernel, towers, axis=-1)
+            pairs = zip(inputs, kernels, strict=True)
+            outputs = [part.reshape(part.shape[0], -1) @ kernel for part, kernel in pairs]
+            return jnp.concatenate(outputs, axis=-1) + bias
+
+
+class Logits(nnx.Module):
+    """Layer 8, the one whose neurons belong to no tower: each device adds what its inputs give.
+
+    The kernel [neurons, classes] is split by rows, so that a device multiplies the neurons that it
+    has; only the sum of the partial logits crosses, once.
+    """
+
+    def __init__(
+        self, neurons: int, classes: int, *, name: str, std: float, bias: float, rngs: nnx.Rngs
+    ) -> None:
+        self.name = name
+        weights = std * jax.random.normal(rngs.params(), (neurons, classes))
+        self.kernel = parameter(weights, TOWER, None)
+        self.bias = parameter(jnp.full(classes, bias), None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, neurons here] -> [b, classes] float32, the same on both towers' devices."""
+        with jax.named_scope(self.name):
+            kernel = self.kernel[...].astype(x.dtype)
+            partial = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            return sum_towers(partial) + self.bias[...]
+
+
+def normalise_across_maps(
+    x: jax.Array, *, maps: int, size: int, k: float, alpha: float, beta: float
+) -> jax.Array:
+    """x / (k + alpha * S)^beta, S the sum of x^2 over the `size` nearest maps (§3.3).
+
+    The window is centred, ends at the first and last map, and never leaves a tower of `maps` maps.
+    The sum and the power are taken in float32; the result has x's shape and dtype.
+    """
+    towers = x.reshape(*x.shape[:-1], -1, maps).astype(jnp.float32)
+    squares = jnp.square(towers)
+    before = size // 2
+    edges = [(0, 0)] * (squares.ndim - 1) + [(before, size - 1 - before)]
+    padded = jnp.pad(squares, edges)
+    total = reduce(jnp.add, (padded[..., i : i + maps] for i in range(size)))
+    return (towers * _power(k + alpha * total, beta)).reshape(x.shape).astype(x.dtype)
+
+
+def normalise_within_maps(
+    x: jax.Array, *, size: int, k: float, alpha: float, beta: float
+) -> jax.Array:
+    """x / (k + alpha * S)^beta, S the sum of x^2 over size x size places of the same map.
+
+    The paper does not mention it; the 2012 code has it after layer 2. Precision as above.
+    """
+    values = x.astype(jnp.float32)
+    before = size // 2
+    edges = (before, size - 1 - before)
+    total = lax.reduce_window(
+        jnp.square(values),
+        0.0,
+        lax.add,
+        (1, size, size, 1),
+        (1, 1, 1, 1),
+        ((0, 0), edges, edges, (0, 0)),
+    )
+    return (values * _power(k + alpha * total, beta)).astype(x.dtype)
+
+
+def _power(x: jax.Array, beta: float) -> jax.Array:
+    """x ** -beta; the paper's 0.75 by square roots, which are faster than a power."""
+    return lax.rsqrt(x * jnp.sqrt(x)) if beta == 0.75 else x**-beta
+
+
+def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Overlapping pooling (§3.4): [b, h, w, maps] -> [b, (h - window) // stride + 1, .., maps].
+
+    The maximum of window^2 shifted views: its gradient is about six times as fast on a CPU as
+    that of `lax.reduce_window`.
+    """
+    rows, columns = ((side - window) // stride + 1 for side in x.shape[1:3])
+
+    def view(top: int, left: int) -> jax.Array:
+        bottom, right = top + (rows - 1) * stride + 1, left + (columns - 1) * stride + 1
+        return x[:, top:bottom:stride, left:right:stride]
+
+    return reduce(jnp.maximum, starmap(view, product(range(window), repeat=2)))
+
+
+class Draw(NamedTuple):
+    """Where the dropout masks of a step come from.
+
+    The masks depend on the seed, the step, the layer, the tower and the example's place in the
+    GLOBAL batch, so they are the same on every grid of devices and after a restart.
+    """
+
+    key: jax.Array  # of the seed and the step
+    rows: jax.Array  # int32 [b]: the examples' places in the global batch
+
+
+def dropout(x: jax.Array, rate: float, draw: Draw | None, layer: int, neurons: int) -> jax.Array:
+    """Dropout as in §4.2: zero with chance `rate` in training, times 1 - rate in testing.
+
+    Not the inverted form, which scales in training: with the paper's initial weights the two train
+    differently. `draw` is None in testing; `neurons` are one tower's.
+    """
+    if not rate:
+        return x
+    if draw is None:
+        return x * jnp.asarray(1 - rate, x.dtype)
+    key = jax.random.fold_in(draw.key, layer)
+    towers = first_tower() + jnp.arange(x.shape[-1] // neurons)
+
+    def keep(row: jax.Array, tower: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, row), tower)
+        return jax.random.bernoulli(own, 1 - rate, (neurons,))
+
+    kept = jax.vmap(lambda row: jax.vmap(lambda tower: keep(row, tower))(towers))(draw.rows)
+    return jnp.where(kept.reshape(x.shape), x, 0)

@@ -1,0 +1,137 @@
+"""The grid of devices, and everything that depends on it.
+
+The grid has two axes: 'data', over which a batch is split, and 'tower', over which the network is.
+With two towers the 'tower' axis has two devices, A and B; on a single device it has one, which
+holds both towers. Inside ``jax.shard_map`` a device sees only its part of each array, so the layers
+are written once, for whatever number of towers lies here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.errors import UserError
+
+DATA, TOWER = "data", "tower"
+
+
+def make_mesh(devices: int, towers: int) -> Mesh:
+    """The ('data', 'tower') grid over the first `devices` devices; a pair's towers are neighbours.
+
+    Raises:
+      UserError: there are fewer devices, or two towers cannot share an odd number of them.
+    """
+    found = jax.devices()
+    if devices > len(found):
+        raise UserError(
+            f"config.devices={devices}, but this machine has {len(found)} {found[0].platform} "
+            f"device(s); run with --config.devices={len(found)} or fewer"
+        )
+    if towers > 1 and devices > 1 and devices % towers:
+        raise UserError(
+            f"config.devices={devices} cannot be shared by {towers} towers; "
+            f"use 1 (both towers on it) or an even number"
+        )
+    columns = 1 if devices == 1 else towers
+    grid = np.array(found[:devices]).reshape(-1, columns)
+    return Mesh(grid, (DATA, TOWER), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+# --- where the towers meet; called from inside the network ------------------------------------
+
+
+def towers_apart() -> bool:
+    """Whether the towers lie on different devices here."""
+    return TOWER in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(TOWER) > 1
+
+
+def first_tower() -> jax.Array | int:
+    """Number of the first tower on this device: 0 for A, 1 for B."""
+    return lax.axis_index(TOWER) if towers_apart() else 0
+
+
+def join(x: jax.Array) -> jax.Array:
+    """Both towers, A first: [..., n] -> [..., 2n]; as it is where both are on this device."""
+    return lax.all_gather(x, TOWER, axis=x.ndim - 1, tiled=True) if towers_apart() else x
+
+
+def sum_towers(x: jax.Array) -> jax.Array:
+    """The sum of the towers' partial results; as it is outside a grid."""
+    return lax.psum(x, TOWER) if TOWER in jax.sharding.get_abstract_mesh().manual_axes else x
+
+
+# --- a network as pure functions over parameters that lie on a grid ----------------------------
+
+
+class Placed:
+    """A network whose parameters lie on a mesh: a tree of arrays, and functions of it.
+
+    Attributes:
+      mesh: the grid.
+      specs: a PartitionSpec for each parameter, in a tree like theirs.
+      shapes: ShapeDtypeStructs with the global shape of each parameter.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], Any], mesh: Mesh) -> None:
+        """`build` makes the nnx module; its Params carry `out_sharding`, as in layers.py."""
+        self.mesh = mesh
+        self._build = build
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        self._structure = jax.tree.structure(state)
+        self.shapes = nnx.to_pure_dict(state)
+        self.specs = nnx.to_pure_dict(nnx.get_partition_spec(state))
+
+    def init(self, seed: int) -> Any:
+        """Initial parameters {'conv1': {'kernel': ..., 'bias': ...}, ...}; the grid has no part."""
+
+        def params() -> Any:
+            return nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(seed))))
+
+        return jax.jit(params, out_shardings=self.shardings(self.specs))()
+
+    def bind(self, params: Any) -> Any:
+        """The module with `params`: whole arrays, or inside ``shard_map`` this device's parts."""
+        return nnx.merge(self._graph, jax.tree.unflatten(self._structure, jax.tree.leaves(params)))
+
+    def shardings(self, specs: Any) -> Any:
+        """NamedShardings on this grid for a tree of PartitionSpecs."""
+        is_spec = lambda leaf: isinstance(leaf, P)  # noqa: E731
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+
+    def shard_map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+        """`function` run on every device over its parts of the arguments."""
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+# --- the batch --------------------------------------------------------------------------------
+
+
+def check_batch(mesh: Mesh, batch: int, key: str) -> None:
+    """Raises UserError when the rows of the grid cannot share a batch equally."""
+    rows = mesh.shape[DATA]
+    if batch % rows:
+        raise UserError(
+            f"{key}={batch} cannot be shared by {rows} rows of devices; use a multiple of {rows}"
+        )
+
+
+def local_rows(mesh: Mesh, batch: int) -> list[tuple[int, int]]:
+    """The ranges [start, stop) of the global batch that this process' devices hold, in order."""
+    sharding = NamedSharding(mesh, P(DATA))
+    held = sharding.addressable_devices_indices_map((batch,)).values()
+    return sorted({index[0].indices(batch)[:2] for index in held if index is not None})
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
+    """Arrays over the grid, split over 'data', of this process' rows of a batch of `rows`."""
+    sharding = NamedSharding(mesh, P(DATA))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, part, (rows, *part.shape[1:]))
+        for name, part in batch.items()
+    }

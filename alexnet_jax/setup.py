@@ -1,0 +1,103 @@
+"""What every job stands on: the records, the grid of devices and the network laid over it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import config
+from alexnet_jax.data import augment
+from alexnet_jax.data.records import Records, Split, open_records
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.alexnet import place_alexnet
+from alexnet_jax.model.mesh import Placed, check_batch, make_mesh
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run's surroundings.
+
+    Attributes:
+      pixels: what turns pictures into the network's input, on every device: 'mean' float32
+        [size, size, 3] and 'components' float32 [3, 3].
+    """
+
+    config: config.Config
+    records: Records
+    network: Placed
+    pixels: dict[str, jax.Array]
+
+    @property
+    def train(self) -> Split:
+        """The pictures to learn from."""
+        return self.records.split("train")
+
+    @property
+    def validation(self) -> Split:
+        """The pictures that are scored."""
+        return self.records.split(self.config.data.validation)
+
+
+def make_network(c: config.Config) -> Placed:
+    """The config's network over the config's devices; nothing is computed yet.
+
+    Raises:
+      UserError: the devices do not suffice or cannot be shared by the towers or the batches.
+    """
+    mesh = make_mesh(c.devices, c.model.towers)
+    check_batch(mesh, c.batch, "config.batch")
+    check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
+    return place_alexnet(c, mesh)
+
+
+def make_setup(c: config.Config) -> Setup:
+    """Opens the records and lays out the network.
+
+    Raises:
+      UserError: as `make_network`; or the records are missing, damaged, or not the config's.
+    """
+    network = make_network(c)
+    records = open_records(c.data.records)
+    _check_records(records, c)
+    statistics = records.statistics
+    pixels = {
+        "mean": statistics.mean,
+        "components": augment.lighting_components(statistics, c.data.lighting),
+    }
+    return Setup(c, records, network, replicate(network, pixels))
+
+
+def replicate(network: Placed, tree: Any) -> Any:
+    """`tree`'s arrays and numbers on every device of the network's grid."""
+    specs = jax.tree.map(lambda _: P(), tree)
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), tree)
+    return jax.device_put(arrays, network.shardings(specs))
+
+
+def _check_records(records: Records, c: config.Config) -> None:
+    manifest, where = records.manifest, f"the records in {c.data.records}"
+    for key, found in (("size", manifest.size), ("format", manifest.format)):
+        wanted = getattr(c.data, key)
+        if wanted != found:
+            raise UserError(
+                f"{where} have {key} {found}, the config says {wanted}; "
+                f"run with --config.data.{key}={found} or prepare them again in another folder"
+            )
+    if len(manifest.classes) > c.model.classes:
+        raise UserError(
+            f"{where} have {len(manifest.classes)} classes, the network has {c.model.classes}; "
+            f"run with --config.model.classes={len(manifest.classes)}"
+        )
+    for split in ("train", c.data.validation):
+        labels = records.split(split).labels
+        if len(labels) == 0:
+            raise UserError(f"{where} have no pictures in their split {split!r}")
+        outside = labels[(labels < 0) | (labels >= c.model.classes)]
+        if len(outside):
+            raise UserError(
+                f"{where} have {len(outside)} labels in split {split!r} outside the network's "
+                f"{c.model.classes} classes, such as {outside[0]}; prepare them again"
+            )

@@ -1,0 +1,55 @@
+"""A workdir and whose it is: it holds one config's run, in files with fixed names."""
+
+import json
+import os
+from pathlib import Path
+
+from alexnet_jax import config
+from alexnet_jax.errors import UserError
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+def claim(workdir: Path, c: config.Config) -> None:
+    """Makes `workdir` the config's, or goes on with it if it is; writes its `config.json`.
+
+    Keys that change no result (devices, epochs, logging ...) may differ from those before.
+
+    Raises:
+      UserError: the folder holds a run of another config, or cannot be written.
+    """
+    if (workdir / CONFIG).exists():
+        check(workdir, c)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        written = workdir / f"{CONFIG}.tmp"
+        written.write_text(json.dumps(config.as_dict(c), indent=2) + "\n")
+        os.replace(written, workdir / CONFIG)
+    except OSError as error:
+        raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
+
+
+def check(workdir: Path, c: config.Config) -> None:
+    """Raises UserError unless `workdir` holds a run of this config."""
+    if not (workdir / CONFIG).exists():
+        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it; train first")
+    changed = config.differences(_read(workdir), c)
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config; it differs in {', '.join(changed)}; "
+            f"give another --workdir, or the same values"
+        )
+
+
+def _read(workdir: Path) -> dict[str, object]:
+    path = workdir / CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it or remove the workdir"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a config; restore it or remove the workdir")
+    return values

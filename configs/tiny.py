@@ -1,0 +1,41 @@
+"""All eight layers and both towers, small: from generated pictures to error rates in a minute.
+
+python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny
+
+Cost: under three minutes on two CPU cores. Expected: a validation top-1 error under 10%.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import alexnet_2012
+
+
+def get_config() -> ConfigDict:
+    config = alexnet_2012.get_config()
+    config.batch = 64
+    config.epochs = 6
+    config.checkpoint_every = 0
+
+    config.data.source = "generated"
+    config.data.records = "records/generated"
+    config.data.size = 72
+    config.data.format = "raw"
+    config.data.crop = 64
+
+    config.model.classes = 10
+    config.model.width = 0.25
+    # Narrower layers sum over fewer inputs, so their weights must be larger to pass the picture on.
+    for layer in config.model.std:
+        config.model.std[layer] = 0.05
+    config.model.std.conv1 = 0.01  # sees the picture itself, as at full size
+
+    config.policy.phases = (
+        {"epoch": 0, "rate": 1e-2, "layers": {}, "lighting": True},
+        {"epoch": 4, "rate": 1e-3, "layers": {}, "lighting": True},
+    )
+
+    config.evaluate.batch = 128
+    config.log.every = 16
+    config.log.layers_every = 64
+    config.log.stuck_after = 200
+    return config
