@@ -85,8 +85,8 @@ class Evaluator:
             return -jnp.log(own), label_ranks(chances, batch["label"])
 
         network = self.setup.network
-        inputs = (network.specs, P(), P(DATA))
-        return jax.jit(network.shard_map(look, inputs, (P(DATA), P(DATA))))
+        rows = network.spec(DATA)
+        return jax.jit(network.shard_map(look, (network.specs, P(), rows), (rows, rows)))
 
     def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
         pictures = augment.view(images, mean, self.setup.config.data, number)

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config, optim
 from alexnet_jax.errors import UserError
@@ -26,12 +24,14 @@ class LayerHealth:
         self._counts_dead = c.model.activation == "relu"
 
         def highest(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-            """The highest output of each unit: {'conv1': [maps here], ...}."""
+            """The highest output of each unit for each picture: {'conv1': [b, maps here], ...}."""
             outputs = network.bind(params).outputs(images)
-            tops = {layer: outputs[layer] for layer in hidden}
-            return jax.tree.map(lambda x: lax.pmax(x.max(range(x.ndim - 1)), DATA), tops)
+            return {
+                layer: outputs[layer].max(range(1, outputs[layer].ndim - 1)) for layer in hidden
+            }
 
-        tops = network.shard_map(highest, (network.specs, P(DATA)), P(TOWER))
+        inputs, units = (network.specs, network.spec(DATA)), network.spec(DATA, TOWER)
+        tops = network.shard_map(highest, inputs, units)
         self._measure = jax.jit(lambda params, v, images: (_sizes(params, v), tops(params, images)))
 
     def read(self, params: Any, optimizer: Any, images: jax.Array) -> dict[str, float]:
@@ -50,7 +50,9 @@ class LayerHealth:
             values[f"weight/{layer}"] = float(weight)
             values[f"update/{layer}"] = float(update / weight) if weight else math.inf
         if self._counts_dead:
-            values |= {f"dead/{layer}": float(np.mean(top <= 0)) for layer, top in tops.items()}
+            values |= {
+                f"dead/{layer}": float(np.mean(top.max(0) <= 0)) for layer, top in tops.items()
+            }
         return values
 
 

@@ -72,8 +72,8 @@ def make_step(setup: Setup) -> Any:
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, outcome
 
-    specs = state_specs(setup)
-    mapped = network.shard_map(step, (specs, P(), P(DATA), P()), (specs, P(DATA)))
+    specs, rows = state_specs(setup), network.spec(DATA)
+    mapped = network.shard_map(step, (specs, P(), rows, P()), (specs, rows))
     return jax.jit(mapped, donate_argnums=0)
 
 

@@ -47,7 +47,7 @@ def make_mesh(devices: int, towers: int) -> Mesh:
 
 
 def towers_apart() -> bool:
-    """Whether the towers lie on different devices here."""
+    """Whether the towers lie on different devices; False outside ``shard_map``."""
     return TOWER in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(TOWER) > 1
 
 
@@ -62,8 +62,8 @@ def join(x: jax.Array) -> jax.Array:
 
 
 def sum_towers(x: jax.Array) -> jax.Array:
-    """The sum of the towers' partial results; as it is outside a grid."""
-    return lax.psum(x, TOWER) if TOWER in jax.sharding.get_abstract_mesh().manual_axes else x
+    """The sum of the towers' partial results; as it is where both are on this device."""
+    return lax.psum(x, TOWER) if towers_apart() else x
 
 
 # --- a network as pure functions over parameters that lie on a grid ----------------------------
@@ -85,7 +85,16 @@ class Placed:
         self._graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         self._structure = jax.tree.structure(state)
         self.shapes = nnx.to_pure_dict(state)
-        self.specs = nnx.to_pure_dict(nnx.get_partition_spec(state))
+        specs = nnx.to_pure_dict(nnx.get_partition_spec(state))
+        self.specs = jax.tree.map(lambda spec: self.spec(*spec), specs, is_leaf=_is_spec)
+
+    def spec(self, *axes: str | None) -> P:
+        """How an array is split whose axes are split over `axes` of the grid.
+
+        An axis of the grid that has one device splits nothing and is left out: named, it would
+        leave sums over one device in the compiled step.
+        """
+        return P(*(axis if axis and self.mesh.shape[axis] > 1 else None for axis in axes))
 
     def init(self, seed: int) -> Any:
         """Initial parameters {'conv1': {'kernel': ..., 'bias': ...}, ...}; the grid has no part."""
@@ -101,12 +110,15 @@ class Placed:
 
     def shardings(self, specs: Any) -> Any:
         """NamedShardings on this grid for a tree of PartitionSpecs."""
-        is_spec = lambda leaf: isinstance(leaf, P)  # noqa: E731
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=_is_spec)
 
     def shard_map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         """`function` run on every device over its parts of the arguments."""
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, P)
 
 
 # --- the batch --------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""Batches of uint8 pictures, drawn and read on the host by Grain.
+
+A batch is a function of (seed, step) alone: everything random is drawn for the global batch, and
+each process then reads the rows that are its own. So the number of processes, threads and restarts
+changes nothing. What needs floats (mean, mirror image, lighting) is left to `augment`, on the
+device: a uint8 crop is a quarter of the bytes, and mirroring costs the host more than cutting.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from alexnet_jax.config import Data
+from alexnet_jax.data import cores
+from alexnet_jax.data.records import Split
+
+Batch = dict[str, np.ndarray]
+Rows = Sequence[tuple[int, int]]  # (start, stop) ranges of the global batch
+
+
+class StepIterator(grain.DatasetIterator):
+    """Batches from step `first_step` on; its whole state is the number of the next step.
+
+    Grain's own states only open again with the same number of workers and processes. This one fits
+    any, and can be given to ``grain.checkpoint.CheckpointSave`` and ``CheckpointRestore``. Reading
+    begins with the first batch asked for, or `start_prefetch`.
+
+    After an error the iterator stays failed: it would otherwise go on with the next batch.
+    """
+
+    def __init__(self, batches: grain.MapDataset, threads: int, first_step: int = 0):
+        super().__init__()
+        self._batches = batches
+        self._options = _read_options(threads)
+        self._next_step = first_step
+        self._running: grain.DatasetIterator | None = None
+        self._failure: Exception | None = None
+
+    def __next__(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        self.start_prefetch()
+        assert self._running is not None
+        try:
+            batch = next(self._running)
+        except StopIteration:
+            raise
+        except Exception as failure:
+            self._failure = failure
+            raise
+        self._next_step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """{'next_step': the step whose batch comes next}."""
+        return {"next_step": self._next_step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on at ``state['next_step']``."""
+        self._stop()
+        self._next_step = int(state["next_step"])
+        self._failure = None
+
+    def start_prefetch(self) -> None:
+        """Begins to read ahead, as does asking for a batch."""
+        if self._closed:
+            raise ValueError("this iterator is closed")
+        if self._running is None:
+            ahead = self._batches[self._next_step :].to_iter_dataset(self._options)
+            self._running = iter(ahead)
+            self._running.start_prefetch()
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def train_batches(
+    split: Split, data: Data, *, batch: int, seed: int, rows: Rows, first_step: int = 0
+) -> StepIterator:
+    """Endless training batches (§4.1): shuffled anew for each epoch, every picture once in each.
+
+    Args:
+      split: from which to draw. A batch may reach into the next epoch, or be larger than the split.
+      data: crop, random_crop, mirror and threads (0: one for each core).
+      batch: pictures in a global batch.
+      seed: of the order and of all that is drawn; 0 to 2^32 - 1.
+      rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
+      first_step: the number of the first batch.
+
+    Yields:
+      image: uint8 [b, crop, crop, 3], not mirrored.
+      corner: int32 [b, 2], the row and column in the picture at which the crop begins.
+      mirror: bool [b], whether the mirror image is to be learnt from.
+      light: float32 [b, 3], draws from N(0, 1) for the three components of the lighting.
+      label: int32 [b].
+      row: int32 [b], the place in the global batch.
+
+    Raises:
+      UserError: while iterating, at a damaged record.
+    """
+    order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
+    indices = order.batch(batch, drop_remainder=True, batch_fn=np.array)
+    return StepIterator(
+        indices.random_map(_TrainRead(split, data, _rows(rows))), data.threads, first_step
+    )
+
+
+def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepIterator:
+    """Every picture once and in order, in `eval_steps` batches. Close it when done, or exhaust it.
+
+    Args:
+      split: to be read.
+      batch: pictures in a global batch. The last one is filled up with black pictures.
+      rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
+      threads: that read; 0: one for each core.
+
+    Yields:
+      image: uint8 [b, size, size, 3].
+      label: int32 [b]; 0 where not valid.
+      valid: bool [b], False for what fills up the last batch.
+
+    Raises:
+      UserError: while iterating, at a damaged record.
+    """
+    steps = grain.MapDataset.range(eval_steps(len(split), batch))
+    return StepIterator(steps.map(_EvalRead(split, batch, _rows(rows))), threads)
+
+
+def eval_steps(pictures: int, batch: int) -> int:
+    """The number of batches of `eval_batches`."""
+    return -(-pictures // batch)
+
+
+@dataclass(frozen=True)
+class _TrainRead(grain.transforms.RandomMap):
+    """From a global batch's indices, and its own random generator, to this process' batch."""
+
+    split: Split
+    data: Data
+    rows: np.ndarray
+
+    def random_map(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
+        batch, crop, free = len(indices), self.data.crop, self.split.size - self.data.crop
+        # All is always drawn, so that switching one thing off leaves the others as they were.
+        corner = rng.integers(0, free + 1, (batch, 2), np.int32)
+        mirror = rng.random(batch) < 0.5
+        light = rng.standard_normal((batch, 3), np.float32)
+        if not self.data.random_crop:
+            corner[:] = free // 2
+        if not self.data.mirror:
+            mirror[:] = False
+
+        rows = self.rows
+        image = np.empty((len(rows), crop, crop, 3), np.uint8)
+        for out, index, (top, left) in zip(image, indices[rows], corner[rows], strict=True):
+            self.split.read(index, out, top, left)
+        return {
+            "image": image,
+            "corner": corner[rows],
+            "mirror": mirror[rows],
+            "light": light[rows],
+            "label": self.split.labels[indices[rows]],
+            "row": rows,
+        }
+
+
+@dataclass(frozen=True)
+class _EvalRead(grain.transforms.Map):
+    """From a step to this process' part of that batch."""
+
+    split: Split
+    batch: int
+    rows: np.ndarray
+
+    def map(self, step: int) -> Batch:
+        indices = step * self.batch + self.rows
+        valid = indices < len(self.split)
+        image = np.zeros((len(indices), self.split.size, self.split.size, 3), np.uint8)
+        label = np.zeros(len(indices), np.int32)
+        label[valid] = self.split.labels[indices[valid]]
+        for row in np.flatnonzero(valid):
+            self.split.read(indices[row], image[row])
+        return {"image": image, "label": label, "valid": valid}
+
+
+def _rows(ranges: Rows) -> np.ndarray:
+    """Their row numbers: int32 [b]."""
+    return np.concatenate([np.arange(*one, dtype=np.int32) for one in ranges])
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    """A batch is read by one thread. The default options would read 500 batches ahead."""
+    threads = threads or cores()
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

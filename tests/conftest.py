@@ -1,0 +1,42 @@
+"""Four CPU devices for all tests, and small records that one session makes once."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+
+from alexnet_jax import config  # noqa: E402
+from alexnet_jax.prepare import prepare  # noqa: E402
+from configs import tiny  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; under pytest no one has parsed them
+
+SHARED = Path(os.environ.get("ALEXNET_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of generated pictures, 72 x 72: 256 to train, 32 to validate."""
+    folder = tmp_path_factory.mktemp("records") / "generated"
+    prepare("generated:256", folder, size=72, format="raw")
+    return folder
+
+
+def make_config(records: Path | str = "no/records", **values: object) -> config.Config:
+    """configs/tiny.py with a small batch, and with `values` by dotted key ('__' for the dot)."""
+    c: ConfigDict = tiny.get_config()
+    c.data.records = str(records)
+    c.batch, c.evaluate.batch, c.model.width = 16, 16, 0.125
+    with c.unlocked():
+        for key, value in values.items():
+            section, *names = c, *key.split("__")
+            for name in names[:-1]:
+                section = section[name]
+            section[names[-1]] = value
+    return config.parse(c)

@@ -1,0 +1,70 @@
+"""Small sets of pictures, made once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet_jax.config import Data, Lighting
+from alexnet_jax.data import records
+from alexnet_jax.prepare import prepare
+
+
+@pytest.fixture(scope="session")
+def jpeg_records(tmp_path_factory) -> records.Records:
+    """300 training and 512 validation pictures of 24x24 pixels."""
+    path = tmp_path_factory.mktemp("jpeg") / "records"
+    prepare("generated:300", path, size=24)
+    return records.open_records(path)
+
+
+@pytest.fixture(scope="session")
+def raw_records(tmp_path_factory) -> records.Records:
+    """The same without loss."""
+    path = tmp_path_factory.mktemp("raw") / "records"
+    prepare("generated:300", path, size=24, format="raw")
+    return records.open_records(path)
+
+
+@pytest.fixture
+def make_data():
+    """A `Data` section for the small sets."""
+
+    def make(lighting: dict | None = None, **changes) -> Data:
+        light = {"sigma": 0.1, "scale": "eigenvalue", "source": "training", "shrink": False}
+        values = {
+            "source": "generated:300",
+            "records": "records",
+            "validation": "validation",
+            "size": 24,
+            "format": "raw",
+            "crop": 16,
+            "random_crop": True,
+            "mirror": True,
+            "mean": "crop",
+            "lighting": Lighting(**light | (lighting or {})),
+            "threads": 2,
+        }
+        return Data(**values | changes)
+
+    return make
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """Writes PNGs of random pixels: train and validation, two classes, `count` each."""
+
+    def write(count: int = 3, shape: tuple[int, int] = (20, 30)) -> Path:
+        cv2 = pytest.importorskip("cv2")
+        rng = np.random.default_rng(0)
+        root = tmp_path / "pictures"
+        for split in ("train", "validation"):
+            for name in ("cat", "dog"):
+                folder = root / split / name
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
+                    cv2.imwrite(str(folder / f"{number}.png"), pixels)
+        return root
+
+    return write

@@ -1,0 +1,315 @@
+"""From a source to records: right pixels, and the same whatever happens on the way."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from alexnet_jax import prepare as prepare_module
+from alexnet_jax.data import records, sources
+from alexnet_jax.errors import UserError
+from alexnet_jax.prepare import main, prepare
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file's hash."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def read(split: records.Split, index: int) -> np.ndarray:
+    out = np.zeros((split.size, split.size, 3), np.uint8)
+    split.read(index, out)
+    return out
+
+
+def test_pictures_and_labels(picture_folder, tmp_path):
+    root = picture_folder(count=3)
+    manifest = prepare(f"folder:{root}", tmp_path / "out", size=16, format="raw")
+    assert manifest.classes == ("cat", "dog")
+    assert {name: split.count for name, split in manifest.splits.items()} == {
+        "train": 6,
+        "validation": 6,
+    }
+    opened = records.open_records(tmp_path / "out")
+    assert opened.manifest == manifest
+    for name in ("train", "validation"):
+        split = opened.split(name)
+        np.testing.assert_array_equal(split.labels, [0, 0, 0, 1, 1, 1])
+        for index in range(6):
+            path = root / name / ("cat", "dog")[index // 3] / f"{index % 3}.png"
+            bgr = cv2.imread(str(path))
+            # 20x30: the shorter side to 16, the longer to 24, columns 4 to 19 of that
+            square = cv2.resize(bgr[:, 5:25], (16, 16), interpolation=cv2.INTER_AREA)
+            np.testing.assert_array_equal(read(split, index), square[..., ::-1])
+
+
+def test_jpegs_are_of_quality_95_without_subsampling(picture_folder, tmp_path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    image = pytest.importorskip("PIL.Image")
+    import io
+
+    prepare(f"folder:{picture_folder()}", tmp_path / "out", size=16)
+    reader = ArrayRecordReader(str(tmp_path / "out" / "train-00000.array_record"))
+    assert "group_size:1," in reader.writer_options_string()
+    assert "uncompressed" in reader.writer_options_string()
+    data = reader.read([0])[0]
+    reader.close()
+    assert simplejpeg.decode_jpeg_header(data) == (16, 16, "YCbCr", "444")
+    reference = io.BytesIO()
+    image.new("RGB", (16, 16)).save(reference, "JPEG", quality=95)
+    assert image.open(io.BytesIO(data)).quantization == image.open(reference).quantization
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path):
+    for threads in (1, 3):
+        prepare("generated:600", tmp_path / str(threads), size=20, threads=threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+    assert "train-00004.array_record" in contents(tmp_path / "1")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "raw"])
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
+    """Stopped after so many pictures, again and again: every file is that of a run in one go."""
+    prepare("generated:600", tmp_path / "whole", size=20, format=kind)
+    drawn = {"count": 0}
+    original = sources.Drawn.read
+
+    def read_some(self, index):
+        drawn["count"] += 1
+        if drawn["count"] % 250 == 0:
+            raise KeyboardInterrupt
+        return original(self, index)
+
+    monkeypatch.setattr(sources.Drawn, "read", read_some)
+    stops = 0
+    while not records.is_prepared(tmp_path / "parts"):
+        try:
+            prepare("generated:600", tmp_path / "parts", size=20, format=kind, threads=1)
+        except KeyboardInterrupt:
+            stops += 1
+            assert not any(p.suffix == ".tmp" for p in (tmp_path / "parts").iterdir())
+    assert stops >= 3
+    assert drawn["count"] < 600 + 512 + stops * 128  # no finished shard was made again
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_goes_on(tmp_path, kind):
+    command = [sys.executable, "-m", "alexnet_jax.prepare", "--source=generated:1500", "--size=96"]
+    with subprocess.Popen([*command, f"--out={tmp_path}/out"], stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / "train-00001.part.npz").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(kind)
+        assert process.wait(30) != 0
+    assert not records.is_prepared(tmp_path / "out")
+    kept = (tmp_path / "out" / "train-00001.part.npz").stat().st_mtime_ns
+    shard = tmp_path / "out" / "train-00001.array_record"
+    assert kept >= shard.stat().st_mtime_ns
+    before = shard.stat().st_mtime_ns
+    subprocess.run([*command, f"--out={tmp_path}/out"], check=True, capture_output=True)
+    assert shard.stat().st_mtime_ns == before
+    prepare("generated:1500", tmp_path / "whole", size=96)
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "out")
+    assert whole == {name: parts[name] for name in whole}
+
+
+def test_a_shard_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
+    prepare("generated:300", tmp_path / "whole", size=20, format="raw")
+    monkeypatch.setattr(records, "finish", lambda *_: pytest.fail("stop"))
+    with pytest.raises(pytest.fail.Exception):
+        prepare("generated:300", tmp_path / "out", size=20, format="raw")
+    monkeypatch.undo()
+    os.truncate(tmp_path / "out" / "train-00001.raw", 1000)
+    prepare("generated:300", tmp_path / "out", size=20, format="raw")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "out")
+
+
+def test_twice(tmp_path, capsys, monkeypatch):
+    arguments = ["--source=generated:20", f"--out={tmp_path}/out", "--size=16", "--format=raw"]
+    main(arguments)
+    assert "is prepared: 20 train, 512 validation pictures" in capsys.readouterr().out
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(prepare_module, "_run", lambda *_: pytest.fail("it is done"))
+    main(arguments)
+    assert "was prepared before: 20 train, 512 validation pictures" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_other_settings(tmp_path):
+    settings = {"source": "generated:20", "out": tmp_path / "out", "size": 16, "format": "raw"}
+    prepare(**settings)
+    for changes, message in (
+        ({"size": 20}, "prepared with --size=16, not 20; delete it or choose another --out"),
+        ({"format": "jpeg"}, "prepared with --format=raw, not jpeg"),
+        ({"source": "generated"}, "prepared with --source=generated:20, not generated"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(
+                **{"source": "generated:20", "size": 16, "format": "raw", **changes},
+                out=tmp_path / "out",
+            )
+
+
+def test_half_done_with_other_settings_or_pictures(picture_folder, tmp_path):
+    root = picture_folder()
+    (root / "train" / "dog" / "1.png").write_bytes(b"broken")
+    source, out = f"folder:{root}", tmp_path / "out"
+    with pytest.raises(UserError, match="cannot be decoded"):
+        prepare(source, out, size=16)
+    with pytest.raises(UserError, match="begun with --size=16, not 20"):
+        prepare(source, out, size=20)
+    (root / "train" / "dog" / "1.png").unlink()
+    with pytest.raises(UserError, match="begun with other pictures; delete it or choose another"):
+        prepare(source, out, size=16)
+
+
+def test_a_bad_picture_stops_or_is_left_out(picture_folder, tmp_path, capsys):
+    root = picture_folder()
+    bad = root / "train" / "dog" / "1.png"
+    bad.write_bytes(b"broken")
+    arguments = [f"--source=folder:{root}", f"--out={tmp_path}/out", "--size=16", "--format=raw"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {bad}: cannot be decoded; ")
+    assert "--skip-bad" in error
+
+    main([*arguments, "--skip-bad"])  # goes on in the same folder
+    assert "Left out, as they cannot be decoded: 1, listed in" in capsys.readouterr().out
+    opened = records.open_records(tmp_path / "out")
+    assert opened.manifest.skipped == (f"{bad}: cannot be decoded",)
+    np.testing.assert_array_equal(opened.split("train").labels, [0, 0, 0, 1, 1])
+    bad.unlink()
+    prepare(f"folder:{root}", tmp_path / "without", size=16, format="raw")
+    for index in range(5):
+        np.testing.assert_array_equal(
+            read(opened.split("train"), index),
+            read(records.open_records(tmp_path / "without").split("train"), index),
+        )
+
+
+def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch):
+    """Going on without --skip-bad after a stop with it: as strict as from the beginning."""
+    root = picture_folder()
+    (root / "train" / "dog" / "1.png").write_bytes(b"broken")
+    monkeypatch.setattr(records, "finish", lambda *_: pytest.fail("stop"))
+    with pytest.raises(pytest.fail.Exception):
+        prepare(f"folder:{root}", tmp_path / "out", size=16, skip_bad=True)
+    with pytest.raises(UserError, match=r"1.png: cannot be decoded; .*--skip-bad"):
+        prepare(f"folder:{root}", tmp_path / "out", size=16)
+
+
+def test_labels_outside_the_classes(tmp_path, monkeypatch):
+    wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
+    monkeypatch.setattr(sources.Drawn, "read", lambda *_: wrong)
+    with pytest.raises(UserError, match=r"generated\[0, 0\] has label 10; the 10 classes are 0 to"):
+        prepare("generated:20", tmp_path / "out", size=16, threads=1)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_pictures(picture_folder, tmp_path, split):
+    root = picture_folder()
+    for path in (root / split).glob("*/*"):
+        path.unlink()
+    with pytest.raises(UserError, match=f"has no pictures in its split '{split}'"):
+        prepare(f"folder:{root}", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (root / split / "cat" / "1.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match=f"has no pictures in its split '{split}'"):
+        prepare(f"folder:{root}", tmp_path / "out", skip_bad=True)
+
+
+def test_without_validation(picture_folder, tmp_path, capsys):
+    root = picture_folder()
+    shutil.rmtree(root / "validation")
+    main([f"--source=folder:{root}", f"--out={tmp_path}/out", "--size=16"])
+    assert "no validation split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--source=folder:/nowhere"],
+            "error: --source=folder:/nowhere: there is no folder /nowhere",
+        ),
+        (
+            ["--source=generated", "--size=0"],
+            "error: --size=0 must be at least 1, and --threads=0 at least 0",
+        ),
+    ],
+)
+def test_the_command_fails_in_one_line(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, f"--out={tmp_path}/out"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == message + "\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["--source=generated:20", f"--out={tmp_path}/file/out"])
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_same_pictures_have_the_same_hash(picture_folder, tmp_path):
+    root = picture_folder()
+    other = shutil.copytree(root, tmp_path / "moved")
+    runs = [(root, 16, "raw"), (other, 16, "raw"), (root, 17, "raw"), (root, 16, "jpeg")]
+    hashes = {
+        prepare(f"folder:{path}", tmp_path / f"out{i}", size=size, format=kind).hash
+        for i, (path, size, kind) in enumerate(runs)
+    }
+    assert len(hashes) == 3
+
+
+@pytest.fixture
+def imagenet_sample(tmp_path) -> Path:
+    path = SHARED / "imagenet_sample.tar"
+    if not path.exists():
+        pytest.skip("needs shared/data/imagenet_sample.tar")
+    with tarfile.open(path) as tar:
+        tar.extractall(tmp_path, filter="data")
+    return tmp_path / "imagenet_sample"
+
+
+def test_real_pictures(imagenet_sample, tmp_path):
+    """200 of 200, each as Pillow sees it."""
+    image = pytest.importorskip("PIL.Image")
+    manifest = prepare(f"ilsvrc2012:{imagenet_sample}", tmp_path / "out", format="raw")
+    assert manifest.splits["train"].count == sum(manifest.splits["train"].label_counts) == 200
+    assert manifest.skipped == ()
+    split = records.open_records(tmp_path / "out").split("train")
+    paths = sorted(imagenet_sample.glob("*/*.JPEG"))
+    assert len(paths) == 200
+    differences = []
+    for index, path in enumerate(paths):
+        assert manifest.classes[split.labels[index]] == path.parent.name
+        whole = image.open(path).convert("RGB")
+        short = min(whole.size)
+        left, top = (whole.width - short) // 2, (whole.height - short) // 2
+        kernel = image.Resampling.BILINEAR if short > 256 else image.Resampling.BICUBIC
+        square = whole.resize((256, 256), kernel, (left, top, left + short, top + short))
+        differences.append(np.abs(read(split, index).astype(int) - np.asarray(square)).mean())
+    assert max(differences) < 5  # grey levels; a picture turned or shifted differs by tens
+    assert np.mean(differences) < 1.2

@@ -1,0 +1,197 @@
+"""The format on the disk: what is read is what was written, and damage is named."""
+
+import dataclasses
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from alexnet_jax.data import generated, records
+from alexnet_jax.errors import UserError
+
+
+def drawn(count: int, size: int = 24, split: int = 0) -> np.ndarray:
+    return np.stack([generated.draw((split, i), i % 10, size) for i in range(count)])
+
+
+def everything(split: records.Split) -> np.ndarray:
+    out = np.zeros((len(split), split.size, split.size, 3), np.uint8)
+    for index in range(len(split)):
+        split.read(index, out[index])
+    return out
+
+
+def copy(of: records.Records, tmp_path):
+    return shutil.copytree(of.path, tmp_path / "copy")
+
+
+def test_raw_gives_back_every_pixel_and_label(raw_records):
+    for name, number, count in (("train", 0, 300), ("validation", 1, 512)):
+        split = raw_records.split(name)
+        assert len(split) == count
+        np.testing.assert_array_equal(everything(split), drawn(count, split=number))
+        np.testing.assert_array_equal(split.labels, np.arange(count) % 10)
+        assert split.labels.dtype == np.int32
+
+
+def test_jpeg_gives_back_nearly_every_pixel(jpeg_records):
+    """Quality 95 without subsampling: below three grey levels, even in pictures full of noise."""
+    error = everything(jpeg_records.split("train")).astype(float) - drawn(300)
+    assert 0 < np.abs(error).mean() < 3
+
+
+def test_reads_a_part(raw_records):
+    split, out = raw_records.split("train"), np.zeros((5, 7, 3), np.uint8)
+    split.read(200, out, 3, 11)
+    np.testing.assert_array_equal(out, drawn(201)[200, 3:8, 11:18])
+
+
+def test_many_threads_read_at_once(jpeg_records):
+    split = jpeg_records.split("train")
+    expected = everything(split)
+
+    def read(index):
+        out = np.zeros((24, 24, 3), np.uint8)
+        split.read(index, out)
+        return out
+
+    indices = np.random.default_rng(0).integers(0, 300, 2000)
+    with ThreadPoolExecutor(8) as pool:
+        for index, out in zip(indices, pool.map(read, indices), strict=True):
+            np.testing.assert_array_equal(out, expected[index])
+
+
+@pytest.mark.parametrize("kind", ["raw_records", "jpeg_records"])
+def test_statistics_are_those_of_the_stored_training_pictures(kind, request):
+    of = request.getfixturevalue(kind)
+    pictures = everything(of.split("train")).astype(np.float64)
+    np.testing.assert_allclose(of.statistics.mean, pictures.mean(0), rtol=1e-6)
+    covariance = np.cov(pictures.reshape(-1, 3).T, bias=True)
+    values, vectors = of.statistics.eigenvalues, of.statistics.eigenvectors
+    assert values[0] > values[1] > values[2] > 0
+    np.testing.assert_allclose(vectors * values @ vectors.T, covariance, rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-12)
+    assert (np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0) > 0).all()
+
+
+def test_statistics_of_a_single_colour_are_exact():
+    """n products - (sum)^2 cancels wholly; rounding would leave a spread or a negative one."""
+    pixels = np.full((3, 3, 3), 251 * 10**7, np.int64)
+    products = np.full((3, 3), 251 * 251 * 9 * 10**7, np.int64)
+    statistics = records.Sums(10**7, pixels, products).statistics()
+    np.testing.assert_array_equal(statistics.eigenvalues, 0)
+    np.testing.assert_array_equal(statistics.mean, 251)
+
+
+def test_manifest_counts(raw_records):
+    manifest = raw_records.manifest
+    assert manifest.source == "generated:300"
+    assert manifest.classes == generated.CLASSES
+    assert manifest.splits["train"].label_counts == (30,) * 10
+    assert sum(manifest.splits["validation"].label_counts) == 512
+    assert manifest.skipped == ()
+    assert re.fullmatch("[0-9a-f]{64}", manifest.hash)
+
+
+def test_unknown_split(raw_records):
+    with pytest.raises(UserError, match="no split 'test', only train, validation"):
+        raw_records.split("test")
+
+
+def test_no_folder_or_no_records(tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        assert not records.is_prepared(path)
+        with pytest.raises(UserError, match=r"holds no records; .*prepare --source=SOURCE --out="):
+            records.open_records(path)
+
+
+def test_half_prepared(tmp_path):
+    records.Settings("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
+    assert not records.is_prepared(tmp_path / "half")
+    command = rf"--source=folder:there --out={tmp_path}/half --size=64 --format=raw"
+    with pytest.raises(UserError, match="only half prepared; to go on: .*" + command):
+        records.open_records(tmp_path / "half")
+
+
+@pytest.mark.parametrize("name", ["train-00001.raw", "train-labels.npy", "statistics.npz"])
+def test_truncated_or_missing_file(raw_records, tmp_path, name):
+    path = copy(raw_records, tmp_path)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=f"{name} has {len(whole) - 1} bytes instead of"):
+        records.open_records(path)
+    (path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        records.open_records(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 1, "x": 2}'])
+def test_unreadable_manifest(raw_records, tmp_path, text):
+    path = copy(raw_records, tmp_path)
+    (path / records.MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json cannot be read .*prepare it again"):
+        records.open_records(path)
+
+
+def test_manifest_of_another_layout(raw_records, tmp_path):
+    path = copy(raw_records, tmp_path)
+    values = json.loads((path / records.MANIFEST).read_text())
+    (path / records.MANIFEST).write_text(json.dumps(values | {"version": 2}))
+    with pytest.raises(UserError, match="is of layout 2, this program reads 1"):
+        records.open_records(path)
+
+
+def test_damaged_record_is_named(jpeg_records, tmp_path):
+    path = copy(jpeg_records, tmp_path)
+    shard = path / "train-00001.array_record"
+    data = bytearray(shard.read_bytes())
+    middle = len(data) // 2
+    data[middle] ^= 0xFF
+    shard.write_bytes(data)
+    split, out, failed = records.open_records(path).split("train"), np.zeros((24, 24, 3), "u1"), []
+    for index in range(len(split)):
+        try:
+            split.read(index, out)
+        except UserError as error:
+            failed.append((index, str(error)))
+    ((index, message),) = failed  # one bit costs one picture, never a wrong pixel
+    assert 128 <= index < 256
+    assert f"{shard}: record {index - 128} cannot be read" in message
+    assert "\n" not in message
+
+
+def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
+    """Every shard's pictures and labels take part in the identity of a preparation."""
+    settings = records.Settings("any", 2, "raw", "")
+
+    def content(pixel: int, label: int) -> str:
+        folder = tmp_path / f"{pixel}-{label}"
+        folder.mkdir()
+        writer = records.ShardWriter(folder, settings, "train", 0)
+        writer.add(np.full((2, 2, 3), pixel, np.uint8), label)
+        return records.finish(folder, settings, ("a", "b"), {"train": [writer.close()]}).hash
+
+    assert len({content(1, 0), content(2, 0), content(1, 1)}) == 3
+
+
+def test_begun_with_other_settings(tmp_path):
+    settings = records.Settings("generated", 64, "raw", "abc")
+    settings.begin(tmp_path / "out")
+    settings.begin(tmp_path / "out")
+    for change, message in (
+        ({"size": 32}, "begun with --size=64, not 32"),
+        ({"source": "generated:5"}, "begun with --source=generated, not generated:5"),
+        ({"pictures": "x"}, "begun with other pictures"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(settings, **change).begin(tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and holds no records"):
+        records.Settings("generated", 64, "raw", "abc").begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

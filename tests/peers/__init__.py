@@ -1,0 +1,1 @@
+"""The same network elsewhere: oracles for the tests, peers for the benchmarks."""

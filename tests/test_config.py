@@ -1,0 +1,89 @@
+"""The schema refuses what does not fit, and the two recipes differ in what they should."""
+
+import json
+
+import pytest
+
+from alexnet_jax import config
+from alexnet_jax.errors import UserError
+from configs import alexnet, alexnet_2012, tiny
+
+
+@pytest.mark.parametrize("recipe", [alexnet, alexnet_2012, tiny])
+def test_every_recipe_fits_the_schema_and_survives_json(recipe):
+    c = config.parse(recipe.get_config())
+    assert config.parse(json.loads(json.dumps(config.as_dict(c)))) == c
+
+
+def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
+    paper = config.as_dict(config.parse(alexnet.get_config()))
+    changed = config.differences(paper, config.parse(alexnet_2012.get_config()))
+    assert [key for key in changed if not key.startswith("policy.")] == [
+        "data.lighting.scale",
+        "data.lighting.shrink",
+        "data.mean",
+        "model.lrn.alpha",
+        "model.lrn.before_activation",
+        "model.std.conv3",
+        "model.std.conv4",
+        "model.std.conv5",
+        "model.within_map.layers",
+        "optim.bias_rate",
+        "optim.decay_biases",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("bacth", 1, "config has no key 'bacth'; did you mean 'batch'?"),
+        ("model.lrn.bta", 1.0, "config.model.lrn has no key 'bta'; did you mean 'beta'?"),
+        ("batch", 0, "config.batch=0 must be at least 1"),
+        ("batch", "128", "config.batch='128' must be a whole number"),
+        ("batch", True, "config.batch=True must be a whole number"),
+        ("optim.momentum", 1.0, "config.optim.momentum=1.0 must be at least 0 and below 1"),
+        ("optim.momentum", float("nan"), "config.optim.momentum=nan must be a finite number"),
+        ("dtype", "float16", "config.dtype='float16'; choose one of 'float32', 'bfloat16'"),
+        ("model.towers", 3, "config.model.towers=3; choose one of 1, 2"),
+        ("model.kernels", (1, 2), "config.model.kernels=[1, 2] must have 5 values"),
+        ("model.cross", ("conv4",), "'conv4' is none of 'conv3', 'fc6', 'fc7'"),
+        ("model.std", {"conv1": 0.01}, "config.model: std must have one value for each of conv1"),
+        ("data.crop", 300, "config.data: crop=300 must not be larger than size=256"),
+        ("data", 3, "config.data must be a section with keys, not 3"),
+        ("policy.kind", "cosine", "config.policy.kind='cosine'; choose one of plateau, schedule"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(key, value, said):
+    values = config.as_dict(config.parse(alexnet.get_config()))
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(UserError) as error:
+        config.parse(values)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named():
+    values = config.as_dict(config.parse(alexnet.get_config()))
+    del values["data"]["lighting"]["sigma"]
+    with pytest.raises(UserError, match=r"config\.data\.lighting\.sigma is missing"):
+        config.parse(values)
+
+
+def test_phases_must_begin_at_zero_and_rise():
+    values = config.as_dict(config.parse(alexnet_2012.get_config()))
+    values["policy"]["phases"][0]["epoch"] = 1
+    with pytest.raises(UserError, match="must begin at epoch 0 and rise"):
+        config.parse(values)
+
+
+def test_what_changes_no_result_may_differ_between_runs():
+    values = config.as_dict(config.parse(tiny.get_config()))
+    then = json.loads(json.dumps(values))
+    values["devices"], values["epochs"], values["data"]["threads"] = 4, 1, 3
+    assert config.differences(then, config.parse(values)) == []
+    values["seed"] = 7
+    assert config.differences(then, config.parse(values)) == ["seed"]

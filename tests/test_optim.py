@@ -1,0 +1,146 @@
+"""The update of §5 by hand, against PyTorch where they agree, and the two policies."""
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config, optim
+from configs import alexnet, alexnet_2012
+
+PARAMS = {"conv1": {"kernel": np.float32([1.0, -2.0]), "bias": np.float32([0.5])}}
+
+
+def plain(**values):
+    defaults = {"momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 1.0, "decay_biases": True}
+    return config.Optim(**(defaults | values))
+
+
+def run(c, gradients, settings):
+    """The parameters after each step of `update_rule`."""
+    rule = optim.update_rule(c)
+    params, state, seen = PARAMS, rule.init(PARAMS), []
+    for gradient, setting in zip(gradients, settings, strict=True):
+        rates = setting.rates(c, params)
+        updates, state = rule.update(gradient, state, params, rates=rates)
+        params = jax.tree.map(lambda w, v: w + v, params, updates)
+        seen.append(params)
+    return seen, state
+
+
+def random_gradients(steps):
+    rng = np.random.default_rng(0)
+    draw = lambda w: rng.normal(size=w.shape).astype(np.float32)  # noqa: E731
+    return [jax.tree.map(draw, PARAMS) for _ in range(steps)]
+
+
+def test_the_formula_by_hand_over_a_change_of_the_rate():
+    gradients = random_gradients(8)
+    rates = [0.1] * 4 + [0.01] * 4
+    seen, state = run(plain(), gradients, [optim.Setting(rate, {}, True) for rate in rates])
+
+    w, v = np.float64(PARAMS["conv1"]["kernel"]), np.zeros(2)
+    for params, gradient, rate in zip(seen, gradients, rates, strict=True):
+        v = 0.9 * v - 0.0005 * rate * w - rate * gradient["conv1"]["kernel"]
+        w = w + v
+        np.testing.assert_allclose(params["conv1"]["kernel"], w, rtol=1e-5)
+    np.testing.assert_allclose(optim.velocity(state)["conv1"]["kernel"], v, rtol=1e-5)
+
+
+def test_the_rate_stands_inside_the_velocity():
+    """After a drop the old velocity goes on at the old rate: what `optax.sgd` would not do."""
+    gradients = [*random_gradients(1), jax.tree.map(np.zeros_like, PARAMS)]
+    settings = [optim.Setting(0.1, {}, True), optim.Setting(0.001, {}, True)]
+    seen, _ = run(plain(weight_decay=0.0), gradients, settings)
+    first = seen[0]["conv1"]["kernel"] - PARAMS["conv1"]["kernel"]
+    second = seen[1]["conv1"]["kernel"] - seen[0]["conv1"]["kernel"]
+    np.testing.assert_allclose(second, 0.9 * first, rtol=1e-4)
+
+
+def test_momentum_decay_and_layers_rates_agree_with_pytorch_at_a_constant_rate():
+    torch = pytest.importorskip("torch")
+    c = plain(bias_rate=2.0, decay_biases=False, weight_decay=0.01)
+    gradients = random_gradients(6)
+    setting = optim.Setting(0.1, {"conv1": 0.03}, True)
+    seen, _ = run(c, gradients, [setting] * 6)
+
+    kernel, bias = (torch.tensor(PARAMS["conv1"][name]) for name in ("kernel", "bias"))
+    groups = [
+        {"params": [kernel], "lr": 0.03, "weight_decay": 0.01},
+        {"params": [bias], "lr": 0.06, "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, momentum=0.9)
+    for params, gradient in zip(seen, gradients, strict=True):
+        kernel.grad = torch.tensor(gradient["conv1"]["kernel"])
+        bias.grad = torch.tensor(gradient["conv1"]["bias"])
+        sgd.step()
+        np.testing.assert_allclose(params["conv1"]["kernel"], kernel, rtol=1e-5)
+        np.testing.assert_allclose(params["conv1"]["bias"], bias, rtol=1e-5)
+
+
+def plateau(**values):
+    defaults = {"rate": 0.01, "factor": 10.0, "drops": 3, "patience": 2, "least_improvement": 0.01}
+    return optim.PlateauPolicy(config.Plateau(kind="plateau", **(defaults | values)))
+
+
+def test_the_plateau_drops_three_times_and_then_ends():
+    policy, rates = plateau(), []
+    for error in [0.9, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2]:
+        assert not policy.finished
+        rates.append(policy.setting(0).rate)
+        policy.observe(error)
+    expected = [1e-2] * 4 + [1e-3] * 3 + [1e-4] * 3 + [1e-5] * 2
+    np.testing.assert_allclose(rates, expected)
+    assert policy.finished
+
+
+def test_a_fall_smaller_than_the_least_improvement_is_none():
+    policy = plateau(patience=3)
+    for error in [0.500, 0.495, 0.492]:
+        policy.observe(error)
+    assert policy.waited == 2
+    policy.observe(0.489)  # 0.011 under the best, which is still the first
+    assert (policy.waited, policy.best) == (0, 0.489)
+
+
+def test_an_error_that_stays_the_same_is_no_improvement_even_if_none_is_asked_for():
+    policy = plateau(patience=2, least_improvement=0.0)
+    for error in [0.5, 0.5, 0.5]:
+        policy.observe(error)
+    assert policy.drops == 1
+
+
+def test_the_plateau_goes_on_from_its_state():
+    errors = [0.9, 0.8, 0.8, 0.8, 0.7, 0.7]
+    whole, first, second = plateau(), plateau(), plateau()
+    for error in errors:
+        whole.observe(error)
+    for error in errors[:3]:
+        first.observe(error)
+    second.load(first.state())
+    for error in errors[3:]:
+        second.observe(error)
+    assert second == whole
+
+
+def test_the_2012_schedule():
+    c = config.parse(alexnet_2012.get_config())
+    policy = optim.make_policy(c.policy)
+    rates = {e: policy.setting(e) for e in (0, 24.99, 25, 50, 51, 66.9, 67, 71, 72, 78, 79, 91)}
+    common = {epoch: setting.rate for epoch, setting in rates.items()}
+    assert common == {
+        0: 1e-2, 24.99: 1e-2, 25: 1e-3, 50: 1e-3, 51: 1e-4, 66.9: 1e-4,
+        67: 1e-4, 71: 1e-4, 72: 1e-4, 78: 1e-4, 79: 1e-5, 91: 1e-5,
+    }  # fmt: skip
+    assert [rates[e].lighting for e in (66.9, 67, 91)] == [True, False, False]
+    params = {"conv1": {"kernel": 0, "bias": 0}, "conv2": {"kernel": 0, "bias": 0}}
+    assert rates[67].rates(c.optim, params) == {
+        "conv1": {"kernel": 1e-5, "bias": 2e-5},
+        "conv2": {"kernel": 1e-4, "bias": 2e-4},
+    }
+    assert rates[72].rates(c.optim, params)["conv1"] == {"kernel": 0.0, "bias": 0.0}
+
+
+def test_the_papers_policy_is_the_plateau_with_one_rate_for_all():
+    c = config.parse(alexnet.get_config())
+    setting = optim.make_policy(c.policy).setting(0)
+    assert setting.rates(c.optim, PARAMS) == {"conv1": {"kernel": 0.01, "bias": 0.01}}
