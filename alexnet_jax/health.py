@@ -102,12 +102,26 @@ class StuckLoss:
         )
 
 
-def check_finite(step: int, loss: float, saved: int | None) -> None:
+def check_loss(step: int, loss: float, saved: int | None) -> None:
     """Raises UserError, naming the last checkpoint, if the loss is infinite or not a number."""
-    if math.isfinite(loss):
-        return
+    if not math.isfinite(loss):
+        raise _not_finite(step, f"the loss is {loss}", saved)
+
+
+def check_weights(step: int, params: Any, saved: int | None) -> None:
+    """Raises UserError, naming the last checkpoint, if a weight is infinite or not a number."""
+    if not _all_finite(params):
+        raise _not_finite(step, "weights are not finite", saved)
+
+
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def _not_finite(step: int, what: str, saved: int | None) -> UserError:
     kept = f"the checkpoint of step {saved} is kept" if saved is not None else "none was saved yet"
-    raise UserError(
-        f"step {step}: the loss is {loss}; stopped, {kept}. "
+    return UserError(
+        f"step {step}: {what}; stopped, {kept}. "
         f"Try a lower rate (config.policy), or --config.dtype=float32"
     )

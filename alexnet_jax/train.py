@@ -15,7 +15,7 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.evaluate import Evaluator, label_ranks, mean_scores
-from alexnet_jax.health import LayerHealth, StuckLoss, check_finite, label_entropy
+from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
 from alexnet_jax.metrics import Clock, MetricsLog
 from alexnet_jax.model.layers import Draw
 from alexnet_jax.model.mesh import DATA, local_rows, place_batch
@@ -198,7 +198,7 @@ class Run:
         losses, ranks = zip(*jax.device_get(self.outcomes), strict=True)
         self.outcomes.clear()
         running = mean_scores(np.concatenate(losses), np.concatenate(ranks))
-        check_finite(self.step, running.loss, self.saved)
+        check_loss(self.step, running.loss, self.saved)
         warning = self.stuck.notice(self.step, running.loss)
         if warning:
             say(warning)
@@ -215,7 +215,6 @@ class Run:
         c, split, params = self.config, self.setup.validation, self.state["params"]
         with self.clock.apart("evaluate"):
             one = self.evaluator.score(params, split, ten_views=False, what="validation")
-        check_finite(self.step, one.loss, self.saved)
         say(f"epoch {self.epochs:.2f}, step {self.step}: {c.data.validation} {one.text()}")
         if ended_epoch:
             self.policy.observe(one.top1_error)
@@ -228,6 +227,7 @@ class Run:
 
     def _save(self, values: dict[str, float]) -> None:
         with self.clock.apart("checkpoint"):
+            check_weights(self.step, self.state["params"], self.saved)
             meta = {"records": self.setup.records.manifest.hash, "policy": self.policy.state()}
             self.checkpoints.save(self.step, self.state, self.batches, meta, values)
         self.saved = self.step

@@ -28,7 +28,7 @@ def relative(ours, theirs) -> float:
 
 
 def clouds(count: int) -> np.ndarray:
-    """Random pictures with the spectrum of natural ones; unlike drawn shapes they repeat nothing."""
+    """Random pictures with the spectrum of natural ones; unlike drawn shapes nothing repeats."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(224)[:, None], np.fft.fftfreq(224)) + 1 / 224
     noise = np.fft.fft2(rng.normal(size=(count, 3, 224, 224))) / frequency

@@ -1,0 +1,181 @@
+"""What crosses between devices, by layer, and that the grid of devices changes no result."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import optim
+from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.mesh import DATA, local_rows, make_mesh, place_batch
+from alexnet_jax.setup import Setup, make_network, make_setup
+from alexnet_jax.state import init_state
+from alexnet_jax.train import make_control, make_step
+from tests.conftest import make_config
+
+LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+ROWS, COLUMNS = {1: "{{0}}", 2: "{{0,1}}", 4: "{{0,1},{2,3}}"}, {4: "{{0,2},{1,3}}"}
+
+
+def collectives(hlo: str) -> list[tuple[str, tuple[str, ...], str]]:
+    """(kind, layers, groups of devices) of every collective in a compiled program, in order."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-[a-z]+"
+    found = []
+    for line in hlo.splitlines():
+        match = re.search(rf" ({kinds})(?:-start)?\(", line)
+        if match:
+            name = re.search(r'op_name="([^"]*)"', line)[1]
+            layers = tuple(dict.fromkeys(re.findall(r"\b(conv\d|fc\d)\b", name)))
+            found.append((match[1], layers, re.search(r"replica_groups=(\{\{.*?\}\})", line)[1]))
+    return found
+
+
+def step_inputs(setup: Setup):
+    c = setup.config
+    rows = local_rows(setup.network.mesh, c.batch)
+    batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
+    control = make_control(setup, optim.make_policy(c.policy).setting(0))
+    placed = (place_batch(setup.network.mesh, batch, c.batch) for batch in batches)
+    return batches, placed, control
+
+
+@functools.cache
+def step_program(records, devices: int, **values):
+    """The lowered step; a test session lowers each once."""
+    setup = make_setup(make_config(records, devices=devices, **values))
+    batches, placed, control = step_inputs(setup)
+    lowered = make_step(setup).lower(init_state(setup), setup.pixels, next(placed), control)
+    batches.close()
+    return lowered
+
+
+@functools.cache
+def step_collectives(records, devices: int, **values):
+    return collectives(step_program(records, devices, **values).compile().as_text())
+
+
+FORWARD = [
+    ("all-gather", ("conv3",)),
+    ("all-gather", ("fc6",)),
+    ("all-gather", ("fc7",)),
+    ("all-reduce", ("fc8",)),
+]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_forward_the_towers_meet_three_times_and_at_the_logits(devices):
+    network = make_network(make_config(devices=devices))
+    rows = network.spec(DATA)
+    forward = network.shard_map(lambda p, x: network.bind(p)(x), (network.specs, rows), rows)
+    images = jax.ShapeDtypeStruct((16, 64, 64, 3), np.float32)
+    hlo = jax.jit(forward).lower(network.shapes, images).compile().as_text()
+    assert collectives(hlo) == [(*what, ROWS[devices]) for what in FORWARD]
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_step_adds_their_transposes_and_the_sum_of_gradients(records, devices):
+    found = step_collectives(records, devices)
+    backward = [("reduce-scatter", (layer,)) for layer in ("fc7", "fc6", "conv3")]
+    expected = [(*what, ROWS[devices]) for what in FORWARD + backward]
+    towers = [one for one in found if one[2] == ROWS[devices]]
+    assert towers == expected
+    # What is left crosses between rows: the sum of each layer's gradients, if there are rows.
+    rest = [one for one in found if one[2] != ROWS[devices]]
+    if devices == 2:
+        assert rest == []
+    else:
+        assert {(kind, groups) for kind, _, groups in rest} == {("all-reduce", COLUMNS[4])}
+        assert sorted(layer for _, layers, _ in rest for layer in layers) == LAYERS
+
+
+def test_nothing_crosses_on_one_device(records):
+    assert step_collectives(records, 1) == []
+
+
+def test_without_crossing_at_layer_3_nothing_does(records):
+    found = step_collectives(records, 2, model__cross=("fc6", "fc7"))
+    kinds = [(kind, layers) for kind, layers, _ in found]
+    assert ("all-gather", ("conv3",)) not in kinds
+    assert len(kinds) == 5
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_no_convolution_is_grouped(records, devices):
+    text = step_program(records, devices).as_text()
+    groups = re.findall(r"(?:feature|batch)_group_count = (\d+)", text)
+    assert len(groups) > 20  # the pattern does find them
+    assert set(groups) == {"1"}
+
+
+def losses_and_params(records, devices: int, steps: int):
+    setup = make_setup(make_config(records, devices=devices, batch=32))
+    batches, placed, control = step_inputs(setup)
+    step, state, losses = make_step(setup), init_state(setup), []
+    for _, batch in zip(range(steps), placed, strict=False):
+        state, (loss, _) = step(state, setup.pixels, batch, control)
+        losses.append(np.asarray(loss))
+    batches.close()
+    return np.stack(losses), jax.device_get(state["params"])
+
+
+@pytest.mark.slow
+def test_one_two_and_four_devices_train_alike_for_twenty_steps(records):
+    """Dropout, crops, mirroring and lighting are on; only the order of summation differs.
+
+    The bound: 1e-3 of a loss and of the length of a parameter's change. Measured on a CPU: losses
+    within 2e-5, parameters within 2e-5.
+    """
+    losses, params = losses_and_params(records, 1, 20)
+    initial = jax.device_get(init_state(make_setup(make_config(records, devices=1)))["params"])
+    for devices in (2, 4):
+        others, other_params = losses_and_params(records, devices, 20)
+        np.testing.assert_allclose(others, losses, rtol=1e-3)
+        for layer, values in params.items():
+            for name, ours in values.items():
+                distance = np.linalg.norm(other_params[layer][name] - ours)
+                change = np.linalg.norm(ours - initial[layer][name])
+                assert distance < 1e-3 * change, (devices, layer, name, distance / change)
+
+
+def test_parameters_are_halved_between_the_towers():
+    network = make_network(make_config(devices=2))
+    params = network.init(0)
+    a, b = params["conv2"]["kernel"].addressable_shards
+    whole = np.asarray(params["conv2"]["kernel"])
+    np.testing.assert_array_equal(np.concatenate([a.data, b.data], axis=-1), whole)
+    a, b = params["fc8"]["kernel"].addressable_shards
+    assert a.data.shape == (params["fc8"]["kernel"].shape[0] // 2, 10)
+
+
+def test_the_grid_does_not_change_the_initial_parameters():
+    ours, theirs = (make_network(make_config(devices=n)).init(3) for n in (1, 4))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ours), jax.device_get(theirs))
+
+
+def test_two_towers_of_a_row_are_neighbours():
+    mesh = make_mesh(4, towers=2)
+    assert [[d.id for d in row] for row in mesh.devices] == [[0, 1], [2, 3]]
+    assert dict(make_mesh(3, towers=1).shape) == {"data": 3, "tower": 1}
+    assert dict(make_mesh(1, towers=2).shape) == {"data": 1, "tower": 1}
+
+
+def test_a_process_holds_the_rows_of_its_devices():
+    assert local_rows(make_mesh(4, towers=2), 6) == [(0, 3), (3, 6)]
+    assert local_rows(make_mesh(2, towers=2), 6) == [(0, 6)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"devices": 3}, "config.devices=3 cannot be shared by 2 towers"),
+        ({"devices": 64}, "config.devices=64, but this machine has 4 cpu device"),
+        ({"devices": 4, "batch": 15}, "config.batch=15 cannot be shared by 2 rows"),
+        ({"devices": 4, "evaluate__batch": 9}, "config.evaluate.batch=9 cannot be shared"),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        make_network(make_config(**values))

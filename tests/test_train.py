@@ -1,0 +1,220 @@
+"""The loop: restarts change nothing, metrics say what happened, failures stop with a clear line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config, workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.data.records import open_records
+from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.prepare import prepare
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import restore_state
+from alexnet_jax.train import fit
+from tests.conftest import make_config
+
+LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
+
+
+def final_state(c: config.Config, folder: Path):
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        restored = restore_state(make_setup(c), checkpoints)
+    return restored.step, jax.device_get(restored.state)
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory):
+    """A run of 12 steps, an epoch and a half, that nobody stopped; it also saves at step 6."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(make_config(records, steps=12, checkpoint_every=6, **LAST), folder)
+    return folder
+
+
+def test_a_restarted_run_equals_an_uninterrupted_one_bit_for_bit(records, whole, tmp_path):
+    half, full = (make_config(records, steps=n, checkpoint_every=6, **LAST) for n in (6, 12))
+    fit(half, tmp_path)
+    assert final_state(half, tmp_path)[0] == 6
+    fit(full, tmp_path)
+    step, state = final_state(full, tmp_path)
+    assert step == 12
+    assert_same(state, final_state(full, whole)[1])
+
+    # The metrics too, but for times and the score that the stop at step 6 asked for.
+    def lines(folder):
+        keep = lambda key: not key.startswith(("time/", "val"))  # noqa: E731
+        return [{k: v for k, v in line.items() if keep(k)} for line in read_metrics(folder)]
+
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_run_that_died_after_its_checkpoint_drops_the_lines_that_came_later(
+    records, whole, tmp_path
+):
+    c = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    died = tmp_path / "died"
+    shutil.copytree(whole, died)
+    shutil.rmtree(died / workdir.CHECKPOINTS / "00000012")
+    with (died / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "cut off')  # as a kill leaves it
+    before = final_state(c, died)[0]
+    assert before == 8
+    fit(c, died)
+    steps = [line["step"] for line in read_metrics(died)]
+    assert steps == sorted(set(steps)) == [line["step"] for line in read_metrics(whole)]
+    assert_same(final_state(c, died)[1], final_state(c, whole)[1])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_checkpoint_opens_on_another_number_of_devices(records, whole, devices):
+    saved = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    here = make_config(records, steps=12, checkpoint_every=6, devices=devices, **LAST)
+    assert saved.devices == 2
+    assert_same(final_state(here, whole)[1], final_state(saved, whole)[1])
+
+
+def test_the_lines_of_metrics(whole):
+    lines = read_metrics(whole)
+    assert [line["step"] for line in lines] == [4, 6, 8, 12]
+    assert lines[-1]["epoch"] == 1.5
+    assert {"train/loss", "train/top1_error", "opt/lr", "time/left_s"} <= lines[0].keys()
+    assert {"time/images_per_s", "time/input_wait"} <= lines[1].keys()
+    assert "time/compile_s" in lines[0]
+    layers = {f"{what}/conv1" for what in ("weight", "update", "dead")}
+    assert layers <= lines[2].keys()
+    assert not layers & lines[0].keys()
+    assert "val/top1_error" in lines[2]  # the epoch's end
+    assert "val_ten_views/top5_error" in lines[-1]
+    assert list(whole.glob("events.out.tfevents.*"))
+    assert json.loads((whole / "config.json").read_text())["steps"] == 12
+
+
+def test_a_finished_run_says_so_and_changes_nothing(records, whole, capsys):
+    before = (whole / "metrics.jsonl").read_text()
+    fit(make_config(records, steps=12, checkpoint_every=6, **LAST), whole)
+    assert "is trained already, for 12 steps" in capsys.readouterr().out
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+def test_the_plateau_ends_the_run_and_is_part_of_the_checkpoint(records, tmp_path):
+    policy = {
+        "kind": "plateau",
+        "rate": 0.0,
+        "factor": 10.0,
+        "drops": 1,
+        "patience": 1,
+        "least_improvement": 0.0,
+    }
+    few = {"epochs": 9, "batch": 128, "evaluate__ten_views_at_end": False, "policy": policy}
+    # With rate 0 nothing improves: drop after the second epoch, end after the third.
+    fit(make_config(records, steps=4, **few), tmp_path)
+    c = make_config(records, **few)
+    fit(c, tmp_path)
+    assert final_state(c, tmp_path)[0] == 6
+    with Checkpoints(tmp_path / workdir.CHECKPOINTS) as checkpoints:
+        assert restore_state(make_setup(c), checkpoints).meta["policy"]["drops"] == 2
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(records, tmp_path):
+    phases = [
+        {"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True},
+        {"epoch": 1, "rate": 1e9, "layers": {}, "lighting": True},
+    ]
+    c = make_config(records, epochs=4, policy__phases=phases, **LAST)
+    with pytest.raises(UserError, match=r"the loss is .*the checkpoint of step 8 is kept"):
+        fit(c, tmp_path)
+    step, state = final_state(c, tmp_path)
+    assert step == 8
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_weights_that_are_not_finite_are_never_saved(records, tmp_path):
+    """The last step before a checkpoint can spoil the weights without having seen a bad loss."""
+    phases = [
+        {"epoch": 0, "rate": 0.0, "layers": {}, "lighting": True},
+        {"epoch": 1.5, "rate": 1e38, "layers": {}, "lighting": True},  # the 13th step
+    ]
+    values = {"checkpoint_every": 13, "policy__phases": phases, "optim__weight_decay": 1e6}
+    c = make_config(records, epochs=4, **values, **LAST)
+    with pytest.raises(UserError, match=r"weights are not finite.*step 8 is kept"):
+        fit(c, tmp_path)
+    assert final_state(c, tmp_path)[0] == 8
+
+
+def test_a_workdir_of_another_config_is_refused(records, whole):
+    c = make_config(records, steps=12, checkpoint_every=6, seed=1, **LAST)
+    with pytest.raises(UserError, match="another config; it differs in seed; give ano"):
+        fit(c, whole)
+
+
+def test_records_of_another_preparation_are_refused(records, whole, tmp_path):
+    prepare("generated:64", tmp_path / "other", size=72, format="raw")
+    c = make_config(tmp_path / "other", steps=12, checkpoint_every=6, **LAST)
+    with pytest.raises(UserError, match="was trained on other records"):
+        fit(c, whole)
+
+
+def test_records_that_are_not_the_configs_are_refused(records, tmp_path):
+    for values, said in (
+        ({"data__format": "jpeg"}, "have format raw, the config says jpeg"),
+        ({"data__size": 80}, "have size 72, the config says 80"),
+        ({"model__classes": 5}, "have 10 classes, the network has 5"),
+        ({"data__validation": "test"}, "test"),
+        ({"data__records": str(tmp_path / "none")}, "prepare"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit(make_config(**({"data__records": str(records)} | values)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_outside_the_classes_are_refused(records, tmp_path):
+    copy = tmp_path / "records"
+    shutil.copytree(records, copy)
+    name = open_records(copy).manifest.splits["train"].labels.name
+    labels = np.load(copy / name)
+    labels[3] = 10
+    np.save(copy / name, labels)
+    with pytest.raises(UserError, match="outside the network's 10 classes, such as 10"):
+        fit(make_config(copy), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
+    records, whole, tmp_path, capsys
+):
+    c = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    newest = folder / workdir.CHECKPOINTS / "00000012"
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 10_000:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    fit(c, folder)
+    said = capsys.readouterr().out
+    assert "checkpoint 12" in said
+    assert "is damaged and put aside" in said
+    assert "going on from the checkpoint of step 8" in said
+    assert (folder / "damaged-12").is_dir()
+    assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_trained_over_them(records, whole, tmp_path):
+    c = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    for file in (folder / workdir.CHECKPOINTS).rglob("*"):
+        if file.is_file() and file.stat().st_size > 10_000:
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+        fit(c, folder)
