@@ -7,7 +7,7 @@ MODE is train, evaluate or describe. Any value of the config can be set as well:
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -76,13 +76,17 @@ def _step(text: str) -> int | Any:
 def _parse_flags(arguments: list[str]) -> list[str]:
     """The flags; what is wrong with them or with the config's file, in one line."""
     try:
-        return flags.FLAGS(arguments)
-    except Exception as error:  # a config is a program: it may raise anything
+        rest = flags.FLAGS(arguments)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that cannot be loaded says so when it is used
+        return rest
+    except flags.Error as error:
         _fail(error)
-        raise
+    except Exception as error:  # a config is a program: it may raise anything
+        _fail(f"the config cannot be loaded: {type(error).__name__}: {error}")
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: object) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,6 +1,7 @@
 """Four CPU devices for all tests, and small records that one session makes once."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +11,10 @@ from ml_collections import ConfigDict
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
+# Many tests compile the same step; each session begins with an empty cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="alexnet-jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 from alexnet_jax import config  # noqa: E402
 from alexnet_jax.prepare import prepare  # noqa: E402

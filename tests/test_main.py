@@ -1,0 +1,84 @@
+"""The command, as a user runs it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments: str, module: str = "alexnet_jax.main") -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.slow
+def test_the_main_job_makes_its_pictures_and_learns_them(tmp_path):
+    """README's first command but for the folders: top-1 error under 10%."""
+    records, folder = tmp_path / "records", tmp_path / "run"
+    arguments = ["--config=configs/tiny.py", f"--workdir={folder}"]
+    arguments.append(f"--config.data.records={records}")
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "making pictures" in done.stdout
+    assert f"metrics in {folder}/metrics.jsonl" in done.stdout
+    assert f"checkpoints in {folder}/checkpoints" in done.stdout
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["val/top1_error"] < 0.10
+    assert last["val_ten_views/top1_error"] < 0.10
+
+    scored = command(*arguments, "--mode=evaluate", "--step=best")
+    assert scored.returncode == 0, scored.stderr
+    assert "centre crop: top-1 error" in scored.stdout
+    assert f"ten views: top-1 error {last['val_ten_views/top1_error']:.2%}" in scored.stdout
+
+    missing = command(*arguments, "--mode=evaluate", "--step=7")
+    assert missing.returncode == 2
+    assert "has no checkpoint of step 7; it has " in missing.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_describe_prints_the_papers_table_and_runs_nothing():
+    done = command("--config=configs/alexnet.py", "--mode=describe")
+    assert done.returncode == 0, done.stderr
+    assert "60,965,224" in done.stdout
+    assert "2 x cpu" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "error: --config is missing"),
+        (["--config=configs/tiny.py"], "error: --workdir is missing"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        (["--config=configs/tiny.py", "--config.bacth=3"], 'Did you mean "batch"'),
+        (["--config=configs/tiny.py", "--config.batch=x"], "flag --config.batch=x"),
+        (["--config=configs/tiny.py", "--mode=tarin"], "flag --mode=tarin"),
+        (["--config=configs/tiny.py", "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        (
+            ["--config=configs/tiny.py", "--workdir=none", "--mode=evaluate", "--step=last"],
+            "error: --step=last: give newest, best or the number of a checkpoint",
+        ),
+        (
+            ["--config=configs/tiny.py", "--workdir=none", "--mode=evaluate"],
+            "error: none holds no run",
+        ),
+        (
+            ["--config=configs/alexnet.py", "--workdir=none", "--config.data.records=none"],
+            "python -m alexnet_jax.prepare",
+        ),
+    ],
+)
+def test_a_wrong_command_gets_one_clear_line(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert done.stderr.splitlines()[-1] == lines[0]
+    assert not (ROOT / "none").exists()
