@@ -63,7 +63,7 @@ class Evaluator:
         losses, ranks = [], []
         batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
         total = eval_steps(len(split), batch)
-        with closing(batches), progress_bar(total, what, leave=False) as bar:
+        with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
             for one in batches:
                 valid = one.pop("valid")
                 outcome = look(params, self.setup.pixels, place_batch(mesh, one, batch))

@@ -4,6 +4,7 @@ MODE is train, evaluate or describe. Any value of the config can be set as well:
 --config.batch=64 --config.data.records=DIR.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(_: Sequence[str]) -> None:
             raise UserError(
                 "--workdir is missing: give a folder for the run, as --workdir=runs/tiny"
             )
+        # It would say at every start that there is no TPU.
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
         # A CPU counts as as many devices as one asks for; other platforms take no notice.
         jax.config.update("jax_num_cpu_devices", c.devices)
         _describe(c)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from alexnet_jax.data import cores, pictures, records, sources
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import progress_bar
 
 
 def prepare(
@@ -191,7 +192,7 @@ def _run(
     total = sum(len(task.range) for task in tasks)
     cv2.setNumThreads(1)  # its own would compete with ours
     with (
-        tqdm(total=total, initial=there, unit=" pictures", mininterval=1) as bar,
+        progress_bar(total, "preparing", "pictures", initial=there) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         progress = _Progress(bar)

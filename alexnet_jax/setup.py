@@ -21,24 +21,19 @@ class Setup:
     """One run's surroundings.
 
     Attributes:
+      config: the run's.
+      records: the prepared pictures; `train` and `validation` are its splits to learn and to score.
+      network: the network, laid over the config's devices.
       pixels: what turns pictures into the network's input, on every device: 'mean' float32
         [size, size, 3] and 'components' float32 [3, 3].
     """
 
     config: config.Config
     records: Records
+    train: Split
+    validation: Split
     network: Placed
     pixels: dict[str, jax.Array]
-
-    @property
-    def train(self) -> Split:
-        """The pictures to learn from."""
-        return self.records.split("train")
-
-    @property
-    def validation(self) -> Split:
-        """The pictures that are scored."""
-        return self.records.split(self.config.data.validation)
 
 
 def make_network(c: config.Config) -> Placed:
@@ -62,12 +57,13 @@ def make_setup(c: config.Config) -> Setup:
     network = make_network(c)
     records = open_records(c.data.records)
     _check_records(records, c)
+    train, validation = (_split(records, name, c) for name in ("train", c.data.validation))
     statistics = records.statistics
     pixels = {
         "mean": statistics.mean,
         "components": augment.lighting_components(statistics, c.data.lighting),
     }
-    return Setup(c, records, network, replicate(network, pixels))
+    return Setup(c, records, train, validation, network, replicate(network, pixels))
 
 
 def replicate(network: Placed, tree: Any) -> Any:
@@ -91,13 +87,16 @@ def _check_records(records: Records, c: config.Config) -> None:
             f"{where} have {len(manifest.classes)} classes, the network has {c.model.classes}; "
             f"run with --config.model.classes={len(manifest.classes)}"
         )
-    for split in ("train", c.data.validation):
-        labels = records.split(split).labels
-        if len(labels) == 0:
-            raise UserError(f"{where} have no pictures in their split {split!r}")
-        outside = labels[(labels < 0) | (labels >= c.model.classes)]
-        if len(outside):
-            raise UserError(
-                f"{where} have {len(outside)} labels in split {split!r} outside the network's "
-                f"{c.model.classes} classes, such as {outside[0]}; prepare them again"
-            )
+
+
+def _split(records: Records, name: str, c: config.Config) -> Split:
+    split, where = records.split(name), f"split {name!r} of the records in {c.data.records}"
+    if len(split) == 0:
+        raise UserError(f"{where} has no pictures")
+    outside = split.labels[(split.labels < 0) | (split.labels >= c.model.classes)]
+    if len(outside):
+        raise UserError(
+            f"{where} has {len(outside)} labels outside the network's "
+            f"{c.model.classes} classes, such as {outside[0]}; prepare it again"
+        )
+    return split

@@ -103,6 +103,7 @@ class Run:
         self.batches = stack.enter_context(closing(batches))
         self.state, self.step = self._begin()
         self.saved = self.step or None  # the newest checkpoint's step
+        self.setting = self.policy.setting(self.epochs)  # of the newest step
         self.log = stack.enter_context(closing(MetricsLog(folder, self.step)))
         self.evaluator = Evaluator(setup)
         self.health = LayerHealth(setup.network, c)
@@ -146,7 +147,7 @@ class Run:
     def train(self) -> None:
         """Goes on to the end."""
         pixels, step = self.setup.pixels, None
-        with progress_bar(self.last, "training", initial=self.step) as bar:
+        with progress_bar(self.last, "training", "steps", initial=self.step) as bar:
             for batch, control in self._inputs():
                 if step is None:
                     with self.clock.apart("compile"):
@@ -166,12 +167,11 @@ class Run:
 
     def _inputs(self) -> Iterator[tuple[Any, Control]]:
         """Placed batches, each with what the policy sets for its step, until the run is over."""
-        setting = self.policy.setting(self.epochs)
-        control = make_control(self.setup, setting)
+        control = make_control(self.setup, self.setting)
         while not self.over():
             now = self.policy.setting(self.epochs)
-            if now != setting:
-                setting, control = now, make_control(self.setup, now)
+            if now != self.setting:
+                self.setting, control = now, make_control(self.setup, now)
             with self.clock.apart("input"):
                 batch = next(self.batches)
             yield place_batch(self.setup.network.mesh, batch, self.config.batch), control
@@ -202,8 +202,8 @@ class Run:
         warning = self.stuck.notice(self.step, running.loss)
         if warning:
             say(warning)
-        rate = self.policy.setting(self.epochs).rate
-        return running.named("train") | {"opt/lr": rate} | self.clock.read(self.last - self.step)
+        values = running.named("train") | {"opt/lr": self.setting.rate}
+        return values | self.clock.read(self.last - self.step)
 
     def _layers(self, batch: Any, control: Control) -> dict[str, float]:
         with self.clock.apart("layers"):
@@ -220,7 +220,8 @@ class Run:
             self.policy.observe(one.top1_error)
         values = one.named("val")
         if self.over() and c.evaluate.ten_views_at_end:
-            ten = self.evaluator.score(params, split, ten_views=True, what="ten views")
+            with self.clock.apart("evaluate"):
+                ten = self.evaluator.score(params, split, ten_views=True, what="ten views")
             say(f"ten views: {c.data.validation} {ten.text()}")
             values |= ten.named("val_ten_views")
         return values

@@ -218,3 +218,11 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_over_them(records, 
             file.write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
         fit(c, folder)
+
+
+def test_bfloat16_trains_float32_parameters(records, tmp_path):
+    c = make_config(records, steps=2, dtype="bfloat16", **LAST)
+    fit(c, tmp_path)
+    _, state = final_state(c, tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype(np.float32)}
+    assert np.isfinite(read_metrics(tmp_path)[-1]["train/loss"])

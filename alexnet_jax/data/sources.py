@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from alexnet_jax.data import generated
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import progress_bar
 
 SPLITS = {
     "train": "train",
@@ -287,10 +287,8 @@ def _validation_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
 def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
     """From the tar of a tar for each class; a tar in a tar is read from where its bytes begin."""
     members = []
-    with path.open("rb") as file:
-        classes = sorted(_tar_files(path, file), key=lambda member: member.name)
-        # A minute or two for the real one, so it shows that it works.
-        for inner in tqdm(classes, f"index of {path.name}", unit=" classes", delay=2):
+    with path.open("rb") as file, progress_bar(1000, f"index of {path.name}", "classes") as bar:
+        for inner in sorted(_tar_files(path, file), key=lambda member: member.name):
             wnid = Path(inner.name).stem
             if wnid not in labels:
                 raise UserError(f"{path}/{inner.name} is none of ILSVRC-2012's 1000 classes")
@@ -299,6 +297,7 @@ def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
                 _Member(f"{wnid}/{picture.name}", picture.offset_data, picture.size, labels[wnid])
                 for picture in sorted(_tar_files(path, file), key=lambda member: member.name)
             ]
+            bar.update()
     return members
 
 
