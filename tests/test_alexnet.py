@@ -10,6 +10,7 @@ from alexnet_jax import config
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet, place_alexnet
 from alexnet_jax.model.describe import format_table, layer_table
+from alexnet_jax.model.layers import Formula
 from alexnet_jax.model.mesh import make_mesh
 from configs import alexnet
 from tests.conftest import make_config
@@ -149,9 +150,9 @@ def test_lrn_comes_before_or_after_the_first_relu(before):
     order = ("conv1",) if before else ()
     c, network = small(lrn__before_activation=order, lrn__alpha=0.01)
     r, x = c.model.lrn, conv1_by_hand(network)
-    values = {"maps": x.shape[-1] // 2, "size": r.size, "k": r.k, "alpha": r.alpha, "beta": r.beta}
+    formula = Formula(r.size, r.k, r.alpha, r.beta)
     relu = lambda x: np.maximum(x, 0)  # noqa: E731
-    across = lambda x: across_maps_by_hand(x, **values)  # noqa: E731
+    across = lambda x: across_maps_by_hand(x, formula, x.shape[-1] // 2)  # noqa: E731
     expected = relu(across(x)) if before else across(relu(x))
     ours = network.outputs(IMAGES)["conv1"]
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)

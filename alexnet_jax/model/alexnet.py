@@ -13,6 +13,7 @@ from alexnet_jax import config
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.layers import (
     Draw,
+    Formula,
     Logits,
     TowerConv,
     TowerDense,
@@ -39,8 +40,8 @@ class ConvLayer(TowerConv):
 
     def _steps(self, c: config.Model, name: str) -> tuple[Callable[[jax.Array], jax.Array], ...]:
         """What follows the convolution, in order."""
-        across = partial(normalise_across_maps, maps=self.maps, **_formula(c.lrn))
-        within = partial(normalise_within_maps, **_formula(c.within_map))
+        across = partial(normalise_across_maps, formula=_formula(c.lrn), maps=self.maps)
+        within = partial(normalise_within_maps, formula=_formula(c.within_map))
         norms = [(r, f) for r, f in ((c.lrn, across), (c.within_map, within)) if name in r.layers]
         before = [norm for response, norm in norms if name in response.before_activation]
         after = [norm for response, norm in norms if name not in response.before_activation]
@@ -154,8 +155,8 @@ def _initial(c: config.Model, name: str, rngs: nnx.Rngs) -> dict[str, Any]:
     return {"name": name, "std": c.std[name], "bias": c.bias[name], "rngs": rngs}
 
 
-def _formula(response: config.Response) -> dict[str, Any]:
-    return {name: getattr(response, name) for name in ("size", "k", "alpha", "beta")}
+def _formula(response: config.Response) -> Formula:
+    return Formula(response.size, response.k, response.alpha, response.beta)
 
 
 def _places(c: config.Model, crop: int) -> int:
