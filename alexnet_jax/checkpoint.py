@@ -1,5 +1,6 @@
 """Checkpoints: the state of a run on disk, by Orbax; the one module that knows it."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -26,14 +27,14 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a workdir: the newest two and the best are kept; saving is asynchronous.
 
-    An interrupted save leaves nothing that counts as a checkpoint. One that has been damaged on
-    disk is put aside as ``damaged-STEP`` and the one before is used.
+    An interrupted save leaves nothing that counts as a checkpoint. When one that was damaged on
+    disk gives way to the one before, it is put aside as ``damaged-STEP``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the folder; it is made at the first save."""
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """Opens the folder, which the first save makes. Reading only changes nothing in it."""
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every stage of a save
-        self.folder = folder.absolute()
+        self.folder, self._read_only = folder.absolute(), read_only
         policies = ocp.checkpoint_managers
         best = policies.BestN(
             get_metric_fn=_score, n=1, reverse=False, keep_checkpoints_without_metrics=False
@@ -44,8 +45,10 @@ class Checkpoints:
             best_fn=_score,
             best_mode="max",
             step_format_fixed_length=8,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
+        self._put_aside(self._steps_with_bad_scores())  # Orbax would not open the folder
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -98,16 +101,15 @@ class Checkpoints:
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
-        wanted = steps if step is None else [step]
+        wanted, damaged = steps if step is None else [step], list[int]()
         for candidate in reversed(wanted):
             restored = self._read(candidate, state, data, check)
             if restored is not None:
+                self._put_aside(damaged)
                 return restored
-        if wanted:
-            raise UserError(
-                f"no checkpoint in {self.folder} can be read (damaged: "
-                f"{', '.join(map(str, wanted))}); restore one from a copy or use another --workdir"
-            )
+            damaged.append(candidate)
+        if damaged:
+            raise self._all_damaged(damaged)
         return None
 
     def wait(self) -> None:
@@ -134,26 +136,52 @@ class Checkpoints:
             if data is not None:
                 items["data"] = grain.checkpoint.CheckpointRestore(data)
             return Restored(step, self._restore(step, **items).state, meta)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
             first = (str(error).strip() or repr(error)).splitlines()[0]
-            say(f"checkpoint {step} in {self.folder} is damaged and put aside: {first:.200}")
-            self._put_aside(step)
+            say(f"checkpoint {step} in {self.folder} is damaged: {first:.200}")
             return None
 
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def _put_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
-        damaged = self.folder.parent / f"damaged-{step}"
-        number = 0
-        while damaged.exists():
-            number += 1
-            damaged = self.folder.parent / f"damaged-{step}.{number}"
-        os.replace(self.folder / f"{step:08d}", damaged)
-        self._manager.reload()
+    def _steps_with_bad_scores(self) -> list[int]:
+        """Those whose scores cannot be read, if there are others.
+
+        Raises:
+          UserError: there are none but such.
+        """
+        bad = []
+        for path in sorted(self.folder.glob("*/metrics/metrics")):
+            try:
+                json.loads(path.read_text())
+            except ValueError:
+                bad.append(int(path.parents[1].name))
+        if bad and (self._read_only or len(bad) == len(list(self.folder.glob("[0-9]*[0-9]")))):
+            raise self._all_damaged(bad)
+        return bad
+
+    def _all_damaged(self, steps: list[int]) -> UserError:
+        return UserError(
+            f"the checkpoints of step {', '.join(map(str, steps))} in {self.folder} are damaged; "
+            f"restore one from a copy, or train in another --workdir"
+        )
+
+    def _put_aside(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
+        if self._read_only:
+            return
+        for step in steps:
+            aside = self.folder.parent / f"damaged-{step}"
+            number = 0
+            while aside.exists():
+                number += 1
+                aside = self.folder.parent / f"damaged-{step}.{number}"
+            os.replace(self.folder / f"{step:08d}", aside)
+            say(f"checkpoint {step} is put aside as {aside}")
+        if steps and hasattr(self, "_manager"):
+            self._manager.reload()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -73,16 +73,16 @@ class Evaluator:
                 bar.update()
         return mean_scores(np.concatenate(losses), np.concatenate(ranks))
 
-    def _compiled(self, probabilities: Callable[..., jax.Array]) -> Any:
+    def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
         """(params, pixels, batch) -> for each picture its loss and its label's rank."""
 
         def look(
             params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]
         ) -> tuple[jax.Array, jax.Array]:
             network = self.setup.network.bind(params)
-            chances = probabilities(network, pixels["mean"], batch["image"])
+            chances = log_probabilities(network, pixels["mean"], batch["image"])
             own = jnp.take_along_axis(chances, batch["label"][:, None], axis=-1)[:, 0]
-            return -jnp.log(own), label_ranks(chances, batch["label"])
+            return -own, label_ranks(chances, batch["label"])
 
         network = self.setup.network
         rows = network.spec(DATA)
@@ -90,16 +90,19 @@ class Evaluator:
 
     def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
         pictures = augment.view(images, mean, self.setup.config.data, number)
-        return jax.nn.softmax(network(pictures))
+        return jax.nn.log_softmax(network(pictures))
 
     def _centre(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
         return self._view(network, mean, images, augment.CENTRE)
 
     def _average(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
-        """One view after the other: all ten at once would need ten times the memory."""
+        """The logarithm of the mean of ten softmax outputs.
+
+        One view after the other: all ten at once would need ten times the memory.
+        """
         views = jnp.arange(augment.VIEWS)
         outputs = jax.lax.map(lambda number: self._view(network, mean, images, number), views)
-        return outputs.mean(axis=0)
+        return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
 
 
 def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
@@ -135,11 +138,15 @@ def evaluate(c: config.Config, folder: Path, step: int | Literal["newest", "best
     """
     workdir.check(folder, c)
     setup = make_setup(c)
-    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        which = None if step == "newest" else checkpoints.best_step() if step == "best" else step
-        restored = restore_state(setup, checkpoints, step=which)
-    if restored is None:
-        raise UserError(f"{folder} has no checkpoint yet; train first")
+    # Reading only: a run may be going on in this workdir.
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        if not checkpoints.steps():
+            raise UserError(f"{folder} has no checkpoint yet; train first")
+        chosen = checkpoints.best_step() if step == "best" else None if step == "newest" else step
+        if step == "best" and chosen is None:
+            raise UserError(f"{folder} has no scored checkpoint yet; give --step=newest")
+        restored = restore_state(setup, checkpoints, step=chosen)
+    assert restored is not None
     evaluator, split = Evaluator(setup), setup.validation
     for ten_views, name in ((False, "centre crop"), (True, "ten views")):
         scored = evaluator.score(restored.state["params"], split, ten_views=ten_views, what=name)

@@ -29,9 +29,11 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "W
 _STEP = flags.DEFINE_string("step", "newest", "Checkpoint to evaluate: newest, best or a number.")
 
 
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Picks the job."""
     try:
+        if arguments[1:]:
+            raise UserError(f"{arguments[1]!r} is no option: options begin with --")
         if _CONFIG.value is None:
             raise UserError("--config is missing: give a file, as --config=configs/tiny.py")
         c = config.parse(_CONFIG.value)
@@ -50,8 +52,11 @@ def main(_: Sequence[str]) -> None:
             fit(c, folder)
         elif _MODE.value == "evaluate":
             evaluate(c, folder, _step(_STEP.value))
-    except UserError as error:
+    except (UserError, OSError) as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _describe(c: config.Config) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves to read: JSON lines, TensorBoard events, and where its time went."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from alexnet_jax.errors import UserError
 
 FILE = "metrics.jsonl"
 
@@ -33,9 +36,10 @@ class MetricsLog:
         self._events = SummaryWriter(str(workdir), purge_step=step + 1)
 
     def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """One line, on disk when this returns."""
-        line = {"step": step, "epoch": round(epoch, 6), **values}
-        self._file.write(json.dumps(line) + "\n")
+        """One line, on disk when this returns. JSON has no infinity and no NaN: they are null."""
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, "epoch": round(epoch, 6), **known}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         for name, value in values.items():
@@ -48,10 +52,22 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a workdir's metrics, in order; a last line that was cut off is left out."""
+    """The lines of a workdir's metrics, in order; a last line that was cut off is left out.
+
+    Raises:
+      UserError: another line is no JSON object with a step.
+    """
     path = workdir / FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.endswith("\n")]
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        return line | {"step": int(line["step"])}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{where} is damaged: {text[:40]!r}; remove this line") from None
 
 
 class Clock:
@@ -63,6 +79,7 @@ class Clock:
         self._since = time.monotonic()
         self._steps = 0
         self._seconds_a_step = 0.0
+        self._evaluation = 0.0  # seconds of the last one
 
     @contextmanager
     def apart(self, what: str) -> Iterator[None]:
@@ -75,7 +92,7 @@ class Clock:
         """Counts one step."""
         self._steps += 1
 
-    def read(self, steps_left: int) -> dict[str, float]:
+    def read(self, steps_left: int, evaluations_left: int) -> dict[str, float]:
         """Metrics since the last call, and the time left at this speed; starts again at zero.
 
         'time/images_per_s' is over all devices; the time spent waiting for input is part of it and
@@ -90,6 +107,8 @@ class Clock:
             values["time/images_per_s"] = self._pictures / self._seconds_a_step
             values["time/input_wait"] = waiting / learning
         if self._seconds_a_step:
-            values["time/left_s"] = steps_left * self._seconds_a_step
+            self._evaluation = self._apart.get("evaluate", self._evaluation)
+            learning, scoring = steps_left * self._seconds_a_step, self._evaluation
+            values["time/left_s"] = learning + evaluations_left * scoring
         self._apart, self._since, self._steps = {}, now, 0
         return {name: round(value, 6) for name, value in values.items()}

@@ -87,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
     print(f"{flags.out} {'was prepared before' if done else 'is prepared'}: {counts} pictures")
     if "validation" not in manifest.splits:
-        print("There is no validation split: a network can be trained on it but not scored.")
+        there = ", ".join(manifest.splits)
+        print(
+            f"There is no validation split (only {there}); training scores one: "
+            f"name another by --config.data.validation"
+        )
     if manifest.skipped:
         where = Path(flags.out, records.MANIFEST)
         print(f"Left out, as they cannot be decoded: {len(manifest.skipped)}, listed in {where}")

@@ -189,12 +189,13 @@ class Run:
         if ended or last:
             values |= self._score(ended)
         if values:
+            values |= self._times()
             self.log.write(self.step, self.epochs, values)
         if save:
             self._save(values)
 
     def _progress(self) -> dict[str, float]:
-        """The means over the steps since the last call, the rate, and where the time went."""
+        """The means over the steps since the last call, and their rate."""
         losses, ranks = zip(*jax.device_get(self.outcomes), strict=True)
         self.outcomes.clear()
         running = mean_scores(np.concatenate(losses), np.concatenate(ranks))
@@ -202,8 +203,13 @@ class Run:
         warning = self.stuck.notice(self.step, running.loss)
         if warning:
             say(warning)
-        values = running.named("train") | {"opt/lr": self.setting.rate}
-        return values | self.clock.read(self.last - self.step)
+        return running.named("train") | {"opt/lr": self.setting.rate}
+
+    def _times(self) -> dict[str, float]:
+        """Where the time went, and how much is left."""
+        left = self.last - self.step
+        epochs = left * self.config.batch // len(self.setup.train)
+        return self.clock.read(left, evaluations_left=epochs)
 
     def _layers(self, batch: Any, control: Control) -> dict[str, float]:
         with self.clock.apart("layers"):

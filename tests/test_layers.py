@@ -47,7 +47,7 @@ def test_normalisation_across_maps_has_the_gradient_of_its_formula(size, beta):
 
 
 def within_maps_by_hand(x, formula):
-    (size, k, alpha, beta), out, half = formula, np.empty_like(x), formula.size // 2
+    (_, k, alpha, beta), out, half = formula, np.empty_like(x), formula.size // 2
     for y in range(x.shape[1]):
         for z in range(x.shape[2]):
             window = x[:, max(0, y - half) : y + half + 1, max(0, z - half) : z + half + 1]

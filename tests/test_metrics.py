@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alexnet_jax import metrics
+from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import Clock, MetricsLog, read_metrics
 
 
@@ -40,7 +41,6 @@ def test_tensorboard_events_have_the_same_names_and_steps(tmp_path):
     log.write(7, 0.5, {"val/top1_error": 0.25})
     log.close()
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  the format's writer
 
     (file,) = tmp_path.glob("events.out.tfevents.*")
     data, found = file.read_bytes(), []
@@ -50,6 +50,21 @@ def test_tensorboard_events_have_the_same_names_and_steps(tmp_path):
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
     assert found == [(7, "val/top1_error", 0.25)]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, 0.5, {"val/loss": float("inf"), "update/fc8": float("nan"), "train/loss": 1.5})
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (line["val/loss"], line["update/fc8"], line["train/loss"]) == (None, None, 1.5)
+
+
+@pytest.mark.parametrize("bad", ["not json", "[1]", '{"epoch": 1}'])
+def test_a_damaged_line_is_named(tmp_path, bad):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged"):
+        read_metrics(tmp_path)
 
 
 def test_a_workdir_without_metrics_has_no_lines(tmp_path):
@@ -69,13 +84,13 @@ def test_the_clock_keeps_learning_apart_from_the_rest(monkeypatch):
         clock.count_step()
     with clock.apart("evaluate"):
         now[0] += 10
-    read = clock.read(steps_left=6)
+    read = clock.read(steps_left=6, evaluations_left=2)
     assert read == {
         "time/compile_s": 50,
         "time/evaluate_s": 10,
         "time/images_per_s": pytest.approx(32 * 4 / 8),
         "time/input_wait": 0.25,
-        "time/left_s": 12,
+        "time/left_s": 6 * 2 + 2 * 10,
     }
-    now[0] += 3
-    assert clock.read(steps_left=6) == {"time/left_s": 12}  # nothing new is known
+    now[0] += 3  # nothing new is known
+    assert clock.read(steps_left=3, evaluations_left=1) == {"time/left_s": 3 * 2 + 10}

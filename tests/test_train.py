@@ -8,15 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import config, workdir
+from alexnet_jax import config, optim, workdir
 from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
 from alexnet_jax.errors import UserError
+from alexnet_jax.evaluate import evaluate
 from alexnet_jax.metrics import read_metrics
+from alexnet_jax.model.mesh import place_batch
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_setup
-from alexnet_jax.state import restore_state
-from alexnet_jax.train import fit
+from alexnet_jax.state import init_state, restore_state
+from alexnet_jax.train import fit, make_control, make_step
 from tests.conftest import make_config
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
@@ -89,6 +92,7 @@ def test_the_lines_of_metrics(whole):
     assert {"train/loss", "train/top1_error", "opt/lr", "time/left_s"} <= lines[0].keys()
     assert {"time/images_per_s", "time/input_wait"} <= lines[1].keys()
     assert "time/compile_s" in lines[0]
+    assert "time/evaluate_s" in lines[-1]
     layers = {f"{what}/conv1" for what in ("weight", "update", "dead")}
     assert layers <= lines[2].keys()
     assert not layers & lines[0].keys()
@@ -115,8 +119,9 @@ def test_the_plateau_ends_the_run_and_is_part_of_the_checkpoint(records, tmp_pat
         "least_improvement": 0.0,
     }
     few = {"epochs": 9, "batch": 128, "evaluate__ten_views_at_end": False, "policy": policy}
-    # With rate 0 nothing improves: drop after the second epoch, end after the third.
-    fit(make_config(records, steps=4, **few), tmp_path)
+    # With rate 0 nothing improves: drop after the second epoch, end after the third. The score at
+    # the stop in the middle of the second is none of an epoch.
+    fit(make_config(records, steps=3, **few), tmp_path)
     c = make_config(records, **few)
     fit(c, tmp_path)
     assert final_state(c, tmp_path)[0] == 6
@@ -203,7 +208,8 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     fit(c, folder)
     said = capsys.readouterr().out
     assert "checkpoint 12" in said
-    assert "is damaged and put aside" in said
+    assert "is damaged" in said
+    assert "checkpoint 12 is put aside" in said
     assert "going on from the checkpoint of step 8" in said
     assert (folder / "damaged-12").is_dir()
     assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
@@ -216,8 +222,55 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_over_them(records, 
     for file in (folder / workdir.CHECKPOINTS).rglob("*"):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
-        fit(c, folder)
+    for _ in range(2):  # as an engine that starts it again would
+        with pytest.raises(UserError, match=r"the checkpoints of step 12, 8 in .* are damaged"):
+            fit(c, folder)
+    assert read_metrics(folder) == read_metrics(whole)
+    assert len(list((folder / workdir.CHECKPOINTS).iterdir())) == 2
+
+
+def test_a_checkpoint_with_damaged_scores_gives_way_to_the_one_before(records, whole, tmp_path):
+    c = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    (folder / workdir.CHECKPOINTS / "00000012" / "metrics" / "metrics").write_text("{")
+    fit(c, folder)
+    assert (folder / "damaged-12").is_dir()
+    assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
+
+
+def test_evaluation_scores_the_checkpoint_that_it_is_told_to_and_changes_nothing(
+    records, whole, tmp_path, capsys
+):
+    c = make_config(records, steps=12, checkpoint_every=6, **LAST)
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    scores = folder / workdir.CHECKPOINTS / "00000008" / "metrics" / "metrics"
+    scores.write_text(json.dumps({"val/top1_error": 0.0}))  # so that the best is not the newest
+    (folder / workdir.CHECKPOINTS / "00000014.orbax-checkpoint-tmp").mkdir()  # a run is saving
+    before = sorted(folder.rglob("*"))
+    for step, expected in (("newest", 12), ("best", 8), (8, 8)):
+        evaluate(c, folder, step)
+        assert f"step {expected}, validation, centre crop" in capsys.readouterr().out
+    shutil.rmtree(folder / workdir.CHECKPOINTS / "00000012" / "state")
+    evaluate(c, folder, "newest")
+    assert "step 8, validation, ten views" in capsys.readouterr().out
+    assert {path for path in before if "00000012" not in path.parts} <= set(folder.rglob("*"))
+    assert not list(folder.glob("damaged-*"))
+
+
+def test_the_masks_of_two_steps_differ(records):
+    """With rate 0 and the same batch only the dropout masks can change the losses."""
+    setup = make_setup(make_config(records, batch=32))
+    batches = train_batches(setup.train, setup.config.data, batch=32, seed=0, rows=[(0, 32)])
+    batch = place_batch(setup.network.mesh, next(batches), 32)
+    batches.close()
+    control = make_control(setup, optim.Setting(0.0, {}, True))
+    step, state, losses = make_step(setup), init_state(setup), []
+    for _ in range(2):
+        state, (loss, _) = step(state, setup.pixels, batch, control)
+        losses.append(np.asarray(loss))
+    assert np.abs(losses[0] - losses[1]).min() > 0
 
 
 def test_bfloat16_trains_float32_parameters(records, tmp_path):

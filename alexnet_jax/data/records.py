@@ -16,10 +16,12 @@ import hashlib
 import json
 import os
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -115,7 +117,9 @@ class Split:
     def __init__(self, folder: Path, manifest: Manifest, name: str):
         info = manifest.splits[name]
         self.size = manifest.size
-        self.labels: np.ndarray = np.load(folder / info.labels.name)
+        self.labels: np.ndarray = _load(folder / info.labels.name)
+        if self.labels.shape != (info.count,):
+            raise _damaged(folder / info.labels.name, f"{self.labels.shape} labels")
         self._paths = [folder / file.name for file in info.shards]
         self._firsts = np.cumsum([0, *(file.count for file in info.shards)])
         self._open = _open_jpeg if manifest.format == "jpeg" else _open_raw
@@ -221,9 +225,24 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         if there != file.bytes:
             wrong = "is missing" if there is None else f"has {there} bytes instead of {file.bytes}"
             raise UserError(f"{folder / file.name} {wrong}; delete {folder} and prepare it again")
-    with np.load(folder / STATISTICS) as arrays:
-        statistics = Statistics(**arrays)
-    return Records(folder, manifest, statistics)
+    arrays = _load(folder / STATISTICS)
+    try:
+        return Records(folder, manifest, Statistics(**arrays))
+    except TypeError as error:
+        raise _damaged(folder / STATISTICS, _first_line(error)) from error
+
+
+def _load(path: Path) -> Any:
+    """The array of a .npy file, or the arrays of a .npz file by name."""
+    try:
+        arrays = np.load(path)
+        return dict(arrays) if isinstance(arrays, Mapping) else arrays
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, _first_line(error)) from error
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is damaged ({what}); delete {path.parent} and prepare it again")
 
 
 def _why_unprepared(folder: Path) -> str:
@@ -285,7 +304,10 @@ class Settings:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**json.loads((folder / BEGUN).read_text()))
+        try:
+            return cls(**json.loads((folder / BEGUN).read_text()))
+        except (ValueError, TypeError) as error:
+            raise _damaged(folder / BEGUN, _first_line(error)) from error
 
     def begin(self, folder: Path) -> None:
         """Makes `folder`, or enters the one that an interrupted preparation left.
@@ -420,11 +442,10 @@ class Shard:
 
     @classmethod
     def load(cls, name: str, part: Path) -> "Shard":
-        with np.load(part) as arrays:
-            labels = arrays["labels"]
-            file = File(name, int(arrays["bytes"]), len(labels))
-            skipped = tuple(str(problem) for problem in arrays["skipped"])
-            return cls(file, labels, skipped, str(arrays["sha256"]), part)
+        arrays = _load(part)
+        file = File(name, int(arrays["bytes"]), len(arrays["labels"]))
+        skipped = tuple(str(problem) for problem in arrays["skipped"])
+        return cls(file, arrays["labels"], skipped, str(arrays["sha256"]), part)
 
     def sums(self) -> Sums:
         """Read when asked for: those of a whole large set would fill the memory."""
@@ -437,7 +458,10 @@ def finished_shard(folder: Path, settings: Settings, split: str, number: int) ->
     path, part = _shard_paths(folder, settings, split, number)
     if not part.is_file() or not path.is_file():
         return None
-    shard = Shard.load(path.name, part)
+    try:
+        shard = Shard.load(path.name, part)
+    except (UserError, KeyError):
+        return None  # it is written again
     return shard if path.stat().st_size == shard.file.bytes else None
 
 
@@ -521,7 +545,9 @@ def _content_hash(
 def _write(path: Path, data: bytes) -> None:
     """All or nothing: a reader never sees half of a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.write(data)
+        _to_disk(file)
     temporary.replace(path)
 
 
@@ -529,8 +555,15 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> File:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, **arrays)
+        _to_disk(file)
     temporary.replace(path)
     return File(path.name, path.stat().st_size, 0)
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    """Before a file gets its name its bytes must be there, lest a power cut leave it empty."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _first_line(error: BaseException) -> str:

@@ -306,6 +306,10 @@ def _tar_files(path: Path, file: Any) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             yield from (member for member in tar if member.isfile())
+            # tarfile takes a header that it cannot read for the end; the true end is zeros.
+            file.seek(tar.offset)
+            if file.read(512) != bytes(512):
+                raise tarfile.ReadError(f"no end where it should be, at byte {tar.offset}")
     except tarfile.TarError as error:
         raise UserError(f"{path} is damaged or half downloaded ({error}); get it again") from error
 

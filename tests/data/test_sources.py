@@ -188,6 +188,22 @@ def test_ilsvrc_strange_validation_picture(tars, name):
         open_source(f"ilsvrc2012:{tars}", 256)
 
 
+def test_a_tar_that_ends_too_early_or_has_a_bad_header_is_refused(tars):
+    """tarfile itself takes a header that it cannot read for the end of the tar."""
+    path = tars / "ILSVRC2012_img_train.tar"
+    whole = path.read_bytes()
+    second = whole.index(f"{TENCH}_3.JPEG".encode())  # a header in an inner tar
+    outer = whole.index(f"{TENCH}.tar".encode())  # the second class' header
+    for damaged in (
+        whole[: second + 20] + bytes([whole[second + 20] ^ 1]) + whole[second + 21 :],
+        whole[:outer],  # cut between two classes
+        whole[: outer + 100],  # in a header
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train.tar is damaged or half downloaded"):
+            open_source(f"ilsvrc2012:{tars}", 256)
+
+
 def test_ilsvrc_strange_class(tars, tmp_path):
     (tars / "ILSVRC2012_img_train.tar").write_bytes(tar_of({"n00000001.tar": tar_of({})}))
     with pytest.raises(UserError, match=r"n00000001.tar is none of ILSVRC-2012's 1000 classes"):
