@@ -48,7 +48,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self._put_aside(self._steps_with_bad_scores())  # Orbax would not open the folder
+        self._put_aside(self._with_bad_scores())  # Orbax would not open the folder
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -105,7 +105,9 @@ class Checkpoints:
         for candidate in reversed(wanted):
             restored = self._read(candidate, state, data, check)
             if restored is not None:
-                self._put_aside(damaged)
+                if damaged and not self._read_only:
+                    self._put_aside(damaged)
+                    self._manager.reload()
                 return restored
             damaged.append(candidate)
         if damaged:
@@ -146,19 +148,21 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def _steps_with_bad_scores(self) -> list[int]:
-        """Those whose scores cannot be read, if there are others.
+    def _with_bad_scores(self) -> list[int]:
+        """The steps of checkpoints whose scores cannot be read, if there are others to go on with.
 
         Raises:
-          UserError: there are none but such.
+          UserError: there are none, or the folder must not be changed.
         """
-        bad = []
-        for path in sorted(self.folder.glob("*/metrics/metrics")):
+        steps, bad = [path for path in self.folder.glob("*") if path.name.isdecimal()], []
+        for step in steps:
+            scores = step / "metrics" / "metrics"
             try:
-                json.loads(path.read_text())
+                json.loads(scores.read_text() if scores.exists() else "{}")
             except ValueError:
-                bad.append(int(path.parents[1].name))
-        if bad and (self._read_only or len(bad) == len(list(self.folder.glob("[0-9]*[0-9]")))):
+                say(f"the scores of checkpoint {int(step.name)}, {scores}, are damaged")
+                bad.append(int(step.name))
+        if bad and (self._read_only or len(bad) == len(steps)):
             raise self._all_damaged(bad)
         return bad
 
@@ -170,18 +174,13 @@ class Checkpoints:
 
     def _put_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
-        if self._read_only:
-            return
         for step in steps:
-            aside = self.folder.parent / f"damaged-{step}"
-            number = 0
+            aside, tried = self.folder.with_name(f"damaged-{step}"), 0
             while aside.exists():
-                number += 1
-                aside = self.folder.parent / f"damaged-{step}.{number}"
+                tried += 1
+                aside = self.folder.with_name(f"damaged-{step}.{tried}")
             os.replace(self.folder / f"{step:08d}", aside)
             say(f"checkpoint {step} is put aside as {aside}")
-        if steps and hasattr(self, "_manager"):
-            self._manager.reload()
 
 
 def _score(metrics: Mapping[str, float]) -> float:
