@@ -1,5 +1,7 @@
 """Small sets of pictures, made once."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,17 @@ import pytest
 from alexnet_jax.config import Data, Lighting
 from alexnet_jax.data import records
 from alexnet_jax.prepare import prepare
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A tar of files by name, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 from alexnet_jax.data import generated
 from alexnet_jax.data.sources import CIFAR10_CLASSES, Source, open_source
 from alexnet_jax.errors import UserError
+from tests.data.conftest import tar_of
 
 # The first three of ILSVRC's classes, and the classes of the first two validation pictures.
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"
@@ -78,16 +79,6 @@ def test_no_such_folder(kind):
 
 
 # --- ILSVRC-2012 --------------------------------------------------------------------------------
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def pictures_of(wnid: str, count: int) -> dict[str, bytes]:

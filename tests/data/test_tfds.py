@@ -7,7 +7,6 @@ need others.
 
 import io
 import os
-import tarfile
 from collections import Counter
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from alexnet_jax.data import records
 from alexnet_jax.data.sources import CIFAR10_CLASSES, open_source
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import prepare
+from tests.data.conftest import tar_of
 
 tfds = pytest.importorskip("tensorflow_datasets")
 Image = pytest.importorskip("PIL.Image")
@@ -47,16 +47,6 @@ def file_of(name: str, seed: int) -> bytes:
     if name == CMYK:
         return encode(image.convert("CMYK"), "JPEG")
     return encode(image, "PNG" if name == PNG else "JPEG")
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def to_rgb_jpeg(data: bytes) -> bytes:
