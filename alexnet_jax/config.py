@@ -70,21 +70,28 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Response:
+class Formula:
     """Response normalisation: a / (k + alpha * (sum of the neighbours' squares))^beta (§3.3)."""
 
-    layers: tuple[str, ...] = names(*CONVOLUTIONS)  # that it follows; () switches it off
     size: int = number(1)  # neighbours, itself included: maps, or the side of a window in a map
     k: float = number(1e-6)
     alpha: float = number(0)
     beta: float = number(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response(Formula):
+    """Response normalisation, and where it is done."""
+
+    layers: tuple[str, ...] = names(*CONVOLUTIONS)  # that it follows; () switches it off
     before_activation: tuple[str, ...] = names(*CONVOLUTIONS)  # where it precedes the ReLU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class AlexNet:
     """The network (§3). Kernel and neuron counts are those of both towers together."""
 
+    kind: Literal["alexnet"]
     classes: int = number(2)
     towers: Literal[1, 2]
     kernels: tuple[int, int, int, int, int] = number(1)  # conv1..conv5
@@ -106,6 +113,53 @@ class Model:
             if set(getattr(self, key)) != set(LAYERS):
                 raise ValueError(f"{key} must have one value for each of {', '.join(LAYERS)}")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers that have parameters, in order; the last gives the logits."""
+        return tuple(layer for layer in LAYERS if layer != self.without)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarLayer:
+    """A layer of one of the authors' CIFAR-10 nets, and what follows it, in order."""
+
+    name: str
+    kind: Literal["conv", "dense"]
+    window: int = number(1)  # side of a convolution's kernels, pixels; 1 for a dense layer
+    units: int = number(1)  # kernels or neurons
+    then: tuple[str, ...] = names("relu", "tanh", "max", "average", "within_map")
+    std: float = number(0)  # standard deviation of the initial weights; the biases are 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """A small net for small pictures: layers in one row, no towers."""
+
+    kind: Literal["cifar"]
+    classes: int = number(2)
+    towers: Literal[1]
+    layers: tuple[CifarLayer, ...]
+    pool_window: int = number(1)
+    pool_stride: int = number(1)
+    within_map: Formula
+
+    def __post_init__(self) -> None:
+        kinds = [layer.kind for layer in self.layers]
+        if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
+            raise ValueError(f"the last of layers must be dense, with {self.classes} units")
+        if len(set(self.names)) != len(kinds) or "conv" in kinds[kinds.index("dense") :]:
+            raise ValueError("layers must have different names, and the dense ones stand last")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers, in order; the last gives the logits."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def activation(self) -> str:
+        """'tanh' if any layer has it."""
+        return "tanh" if any("tanh" in layer.then for layer in self.layers) else "relu"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
@@ -113,6 +167,7 @@ class Optim:
 
     momentum: float = number(0, 1)
     weight_decay: float = number(0)
+    layer_decay: Mapping[str, float] = number(0)  # weight decays of single layers
     bias_rate: float = number(0)  # biases learn at this multiple of their layer's rate
     decay_biases: bool
 
@@ -137,11 +192,6 @@ class Phase:
     rate: float = number(0)
     layers: Mapping[str, float] = number(0)  # rates of single layers
     lighting: bool
-
-    def __post_init__(self) -> None:
-        unknown = set(self.layers) - set(LAYERS)
-        if unknown:
-            raise ValueError(f"layers has {sorted(unknown)[0]!r}, which is none of {LAYERS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +236,22 @@ class Config:
     steps: int = number(0, changeable=True)  # stop after so many; 0: only epochs count
     checkpoint_every: int = number(0, changeable=True)  # steps, besides each epoch's end; 0: none
     data: Data
-    model: Model
+    model: AlexNet | Cifar
     optim: Optim
     policy: Plateau | Schedule
     evaluate: Evaluate
     log: Log
+
+    def __post_init__(self) -> None:
+        named = set(self.optim.layer_decay)
+        if isinstance(self.policy, Schedule):
+            named |= {name for phase in self.policy.phases for name in phase.layers}
+        unknown = sorted(named - set(LAYERS) - set(self.model.names))
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} in optim.layer_decay or policy.phases is no layer; "
+                f"there are {', '.join(self.model.names)}"
+            )
 
 
 def parse(values: Mapping[str, Any]) -> Config:

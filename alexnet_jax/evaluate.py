@@ -86,7 +86,7 @@ class Evaluator:
 
         network = self.setup.network
         rows = network.spec(DATA)
-        return jax.jit(network.shard_map(look, (network.specs, P(), rows), (rows, rows)))
+        return network.jit(network.shard_map(look, (network.specs, P(), rows), (rows, rows)))
 
     def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
         pictures = augment.view(images, mean, self.setup.config.data, number)

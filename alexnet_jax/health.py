@@ -20,7 +20,7 @@ class LayerHealth:
     """
 
     def __init__(self, network: Placed, c: config.Config) -> None:
-        hidden = [layer for layer in config.LAYERS[:-1] if layer in network.specs]
+        hidden = c.model.names[:-1]
         self._counts_dead = c.model.activation == "relu"
 
         def highest(params: Any, images: jax.Array) -> dict[str, jax.Array]:
@@ -32,7 +32,9 @@ class LayerHealth:
 
         inputs, units = (network.specs, network.spec(DATA)), network.spec(DATA, TOWER)
         tops = network.shard_map(highest, inputs, units)
-        self._measure = jax.jit(lambda params, v, images: (_sizes(params, v), tops(params, images)))
+        self._measure = network.jit(
+            lambda params, v, images: (_sizes(params, v), tops(params, images))
+        )
 
     def read(self, params: Any, optimizer: Any, images: jax.Array) -> dict[str, float]:
         """Metrics for each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|)

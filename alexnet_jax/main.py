@@ -4,7 +4,6 @@ MODE is train, evaluate or describe. Any value of the config can be set as well:
 --config.batch=64 --config.data.records=DIR.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import config
+from alexnet_jax import config, host
 from alexnet_jax.data.records import is_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate
@@ -41,10 +40,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(
                 "--workdir is missing: give a folder for the run, as --workdir=runs/tiny"
             )
-        # It would say at every start that there is no TPU.
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-        # A CPU counts as as many devices as one asks for; other platforms take no notice.
-        jax.config.update("jax_num_cpu_devices", c.devices)
+        host.set_up(c.devices)
         _describe(c)
         folder = Path(_WORKDIR.value or ".")
         if _MODE.value == "train":

@@ -1,6 +1,7 @@
 """The paper's update (§5), and the two ways in which its learning rate has been set."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,25 +16,39 @@ Rates = dict[str, dict[str, float]]
 def update_rule(c: config.Optim) -> optax.GradientTransformationExtraArgs:
     """v <- momentum * v - decay * rate * w - rate * gradient;  w <- w + v  (§5).
 
+    The decay is `layer_decay`'s or else `weight_decay`; biases have none without `decay_biases`.
+
     The rate stands inside the velocity, so a change of the rate takes full effect only as older
     steps fade. (`optax.sgd` multiplies the whole velocity by the newest rate.) Its `update` takes
     the gradients, the state, the parameters, and `rates`, a tree like `Rates`, which may change
     from step to step without a new compilation.
     """
 
-    def decays(params: Any) -> Any:
-        return jax.tree.map_with_path(lambda path, _: c.decay_biases or not _is_bias(path), params)
+    def decays(path: Any) -> float:
+        layer, name = (key.key for key in path)
+        own = c.layer_decay.get(layer, c.weight_decay)
+        return own if name == "kernel" or c.decay_biases else 0.0
 
-    return optax.chain(
-        optax.add_decayed_weights(c.weight_decay, mask=decays),
-        _scale_by_rates(),
-        optax.trace(c.momentum),
-    )
+    return optax.chain(_add_decayed_weights(decays), _scale_by_rates(), optax.trace(c.momentum))
 
 
 def velocity(state: Any) -> Any:
     """The v of the last update, in a tree like the parameters, from `update_rule`'s state."""
     return optax.tree_utils.tree_get(state, "trace")
+
+
+def _add_decayed_weights(decays: Callable[[Any], float]) -> optax.GradientTransformation:
+    """As optax's, with a decay for each path in the tree."""
+
+    def update(
+        gradients: Any, state: optax.EmptyState, params: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        def add(path: Any, g: jax.Array, w: jax.Array) -> jax.Array:
+            return g + decays(path) * w if decays(path) else g
+
+        return jax.tree.map_with_path(add, gradients, params), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
@@ -44,10 +59,6 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda rate, g: -rate * g, rates, gradients), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def _is_bias(path: Any) -> bool:
-    return path[-1].key == "bias"
 
 
 # --- policies ---------------------------------------------------------------------------------

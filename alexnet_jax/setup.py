@@ -6,13 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.alexnet import place_alexnet
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.mesh import Placed, check_batch, make_mesh
 
 
@@ -45,7 +47,13 @@ def make_network(c: config.Config) -> Placed:
     mesh = make_mesh(c.devices, c.model.towers)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
-    return place_alexnet(c, mesh)
+    return Placed(lambda rngs: _build(c, rngs), mesh)
+
+
+def _build(c: config.Config, rngs: nnx.Rngs) -> AlexNet | CifarNet:
+    if isinstance(c.model, config.AlexNet):
+        return AlexNet(c.model, c.data.crop, c.dtype, rngs)
+    return CifarNet(c.model, c.data.crop, c.dtype, rngs)
 
 
 def make_setup(c: config.Config) -> Setup:

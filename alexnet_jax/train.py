@@ -74,7 +74,7 @@ def make_step(setup: Setup) -> Any:
 
     specs, rows = state_specs(setup), network.spec(DATA)
     mapped = network.shard_map(step, (specs, P(), rows, P()), (specs, rows))
-    return jax.jit(mapped, donate_argnums=0)
+    return network.jit(mapped, donate=0)
 
 
 def training_input(setup: Setup, pixels: Any, batch: Any, control: Control) -> jax.Array:

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     data.lighting.shrink = False
 
     config.model = model = ConfigDict()
+    model.kind = "alexnet"
     model.classes = 1000
     model.towers = 2
     model.kernels = (96, 256, 384, 384, 256)
@@ -75,6 +76,7 @@ def get_config() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.momentum = 0.9
     config.optim.weight_decay = 0.0005
+    config.optim.layer_decay = ConfigDict()
     config.optim.bias_rate = 1.0  # §5: one rate for all layers
     config.optim.decay_biases = True
 

@@ -1,5 +1,7 @@
 """The network's shapes and counts, its table, and the paper's variations of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,9 @@ from flax import nnx
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.alexnet import AlexNet, place_alexnet
+from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.describe import format_table, layer_table
-from alexnet_jax.model.layers import Formula
-from alexnet_jax.model.mesh import make_mesh
+from alexnet_jax.setup import make_network
 from configs import alexnet
 from tests.conftest import make_config
 from tests.test_layers import across_maps_by_hand
@@ -24,7 +25,7 @@ def full_size(**values):
 
 
 def table(c, devices=2):
-    network = place_alexnet(c, make_mesh(devices, c.model.towers))
+    network = make_network(dataclasses.replace(c, devices=devices))
     return network, {row.layer: row for row in layer_table(network, c)}
 
 
@@ -149,8 +150,7 @@ def test_lrn_comes_before_or_after_the_first_relu(before):
     """In the 2012 order a map's neighbours count even where the ReLU will silence them."""
     order = ("conv1",) if before else ()
     c, network = small(lrn__before_activation=order, lrn__alpha=0.01)
-    r, x = c.model.lrn, conv1_by_hand(network)
-    formula = Formula(r.size, r.k, r.alpha, r.beta)
+    formula, x = c.model.lrn, conv1_by_hand(network)
     relu = lambda x: np.maximum(x, 0)  # noqa: E731
     across = lambda x: across_maps_by_hand(x, formula, x.shape[-1] // 2)  # noqa: E731
     expected = relu(across(x)) if before else across(relu(x))

@@ -12,7 +12,7 @@ PARAMS = {"conv1": {"kernel": np.float32([1.0, -2.0]), "bias": np.float32([0.5])
 
 def plain(**values):
     defaults = {"momentum": 0.9, "weight_decay": 0.0005, "bias_rate": 1.0, "decay_biases": True}
-    return config.Optim(**(defaults | values))
+    return config.Optim(**({"layer_decay": {}} | defaults | values))
 
 
 def run(c, gradients, settings):
@@ -58,7 +58,7 @@ def test_the_rate_stands_inside_the_velocity():
 
 def test_momentum_decay_and_layers_rates_agree_with_pytorch_at_a_constant_rate():
     torch = pytest.importorskip("torch")
-    c = plain(bias_rate=2.0, decay_biases=False, weight_decay=0.01)
+    c = plain(bias_rate=2.0, decay_biases=False, weight_decay=0.5, layer_decay={"conv1": 0.01})
     gradients = random_gradients(6)
     setting = optim.Setting(0.1, {"conv1": 0.03}, True)
     seen, _ = run(c, gradients, [setting] * 6)

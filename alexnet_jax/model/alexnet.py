@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.layers import (
     Draw,
-    Formula,
     Logits,
     TowerConv,
     TowerDense,
@@ -22,7 +20,7 @@ from alexnet_jax.model.layers import (
     normalise_across_maps,
     normalise_within_maps,
 )
-from alexnet_jax.model.mesh import Placed, join
+from alexnet_jax.model.mesh import join
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
@@ -31,17 +29,17 @@ class ConvLayer(TowerConv):
     """A convolution, its activation (§3.1) and its response normalisations (§3.3)."""
 
     def __init__(
-        self, c: config.Model, name: str, window: int, seen: int, *, stride: int, rngs: nnx.Rngs
+        self, c: config.AlexNet, name: str, window: int, seen: int, *, stride: int, rngs: nnx.Rngs
     ) -> None:
         kernels = _scaled(c.kernels[config.CONVOLUTIONS.index(name)], c)
         super().__init__(window, seen, kernels, stride=stride, **_initial(c, name, rngs))
         self.maps = kernels // c.towers  # a tower's
         self.steps = self._steps(c, name)
 
-    def _steps(self, c: config.Model, name: str) -> tuple[Callable[[jax.Array], jax.Array], ...]:
+    def _steps(self, c: config.AlexNet, name: str) -> tuple[Callable[[jax.Array], jax.Array], ...]:
         """What follows the convolution, in order."""
-        across = partial(normalise_across_maps, formula=_formula(c.lrn), maps=self.maps)
-        within = partial(normalise_within_maps, formula=_formula(c.within_map))
+        across = partial(normalise_across_maps, formula=c.lrn, maps=self.maps)
+        within = partial(normalise_within_maps, formula=c.within_map)
         norms = [(r, f) for r, f in ((c.lrn, across), (c.within_map, within)) if name in r.layers]
         before = [norm for response, norm in norms if name in response.before_activation]
         after = [norm for response, norm in norms if name not in response.before_activation]
@@ -50,8 +48,9 @@ class ConvLayer(TowerConv):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[b, h, w, maps seen by the towers here] -> [b, h', w', kernels here]."""
         x = super().__call__(x)
-        for step in self.steps:
-            x = step(x)
+        with jax.named_scope(self.name):
+            for step in self.steps:
+                x = step(x)
         return x
 
 
@@ -66,13 +65,13 @@ class LeftOut(nnx.Module):
 
 
 class AlexNet(nnx.Module):
-    """The network of the paper, or one of its variations, as `config.Model` says.
+    """The network of the paper, or one of its variations, as `config.AlexNet` says.
 
     The comments give the output of each layer at full size, on a device that holds both towers; on
     a pair of devices each has half of the last axis, tower A the first half.
     """
 
-    def __init__(self, c: config.Model, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, c: config.AlexNet, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
         """A network for pictures of crop x crop pixels that computes in `dtype`.
 
         Raises:
@@ -140,26 +139,17 @@ class AlexNet(nnx.Module):
             return join(x) if layer in self.cross else x
 
 
-def place_alexnet(c: config.Config, mesh: Mesh) -> Placed:
-    """The network of a config, its parameters laid over `mesh`."""
-    return Placed(lambda rngs: AlexNet(c.model, c.data.crop, c.dtype, rngs), mesh)
-
-
-def _scaled(count: int, c: config.Model) -> int:
+def _scaled(count: int, c: config.AlexNet) -> int:
     """A number of kernels or neurons times the width factor, still divisible by the towers."""
     return max(1, round(count * c.width / c.towers)) * c.towers
 
 
-def _initial(c: config.Model, name: str, rngs: nnx.Rngs) -> dict[str, Any]:
+def _initial(c: config.AlexNet, name: str, rngs: nnx.Rngs) -> dict[str, Any]:
     """What the layer called `name` is told of its parameters."""
     return {"name": name, "std": c.std[name], "bias": c.bias[name], "rngs": rngs}
 
 
-def _formula(response: config.Response) -> Formula:
-    return Formula(response.size, response.k, response.alpha, response.beta)
-
-
-def _places(c: config.Model, crop: int) -> int:
+def _places(c: config.AlexNet, crop: int) -> int:
     """Pixels of one map that fc6 sees: 6 x 6 at full size."""
     side = -(-(crop - 11) // 4) + 1  # conv1 rounds up, see TowerConv.padding
     for _ in range(3):

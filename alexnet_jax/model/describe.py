@@ -27,10 +27,11 @@ def layer_table(network: Placed, c: config.Config) -> list[Row]:
     """The rows of every layer that is not left out; runs nothing."""
     image = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     outputs = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
+    shapes = [outputs[layer].shape[1:] for layer in c.model.names]
+    befores = [(c.data.crop, c.data.crop, 3), *shapes]
     return [
-        _row(layer, outputs[layer].shape[1:], network, c)
-        for layer in config.LAYERS
-        if layer in network.shapes
+        _row(layer, shape, _places(c, before, shape), network, c)
+        for layer, before, shape in zip(c.model.names, befores, shapes, strict=False)
     ]
 
 
@@ -52,10 +53,17 @@ def format_table(rows: list[Row], network: Placed) -> str:
     return "\n".join([grid, *text])
 
 
-def _row(layer: str, output: tuple[int, ...], network: Placed, c: config.Config) -> Row:
+def _places(c: config.Config, before: tuple[int, ...], output: tuple[int, ...]) -> int:
+    """At which a layer's kernels are applied. Those of the CIFAR nets pool after it."""
+    pools = isinstance(c.model, config.Cifar) and len(output) == 3
+    return math.prod((before if pools else output)[:-1])
+
+
+def _row(
+    layer: str, output: tuple[int, ...], places: int, network: Placed, c: config.Config
+) -> Row:
     shapes, specs = network.shapes[layer], network.specs[layer]
     kernel = shapes["kernel"].shape
-    places = math.prod(output[:-1])  # at which a convolution's kernels are applied
     return Row(
         layer,
         output,
@@ -68,8 +76,10 @@ def _row(layer: str, output: tuple[int, ...], network: Placed, c: config.Config)
 
 
 def _sees(layer: str, c: config.Config) -> str:
-    if layer == "conv1":
+    if layer == c.model.names[0]:
         return "the image"
+    if isinstance(c.model, config.Cifar):
+        return "the layer before"
     if c.model.towers == 1:
         return "the one tower"
     meetings = {_next(name) if name == c.model.without else name for name in c.model.cross}

@@ -1,0 +1,40 @@
+"""What a command sets up in its own process before anything is computed."""
+
+import ctypes
+import logging
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def set_up(devices: int) -> None:
+    """For a command that computes on `devices` devices; call it before JAX has done anything.
+
+    A CPU counts as as many devices as are asked for; other platforms take no notice. Programs that
+    have been compiled once are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache``.
+    """
+    # It would say at every start that there is no TPU.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    jax.config.update("jax_num_cpu_devices", devices)
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "alexnet_jax"))
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Has the GNU C library keep what is freed, for the next step, instead of returning it.
+
+    On a CPU, XLA asks for one large piece of memory for each step's temporary arrays and frees it
+    after the step. By default the kernel then clears it page by page, each time anew: a sixth of
+    the time of a step (docs/performance.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names in malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(arena_max, 1)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)

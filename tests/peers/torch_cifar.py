@@ -1,0 +1,45 @@
+"""The CIFAR-10 nets in PyTorch; they take our parameters."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alexnet_jax import config
+
+
+class TorchCifar(nn.Module):
+    """For pictures [b, 3, h, w]."""
+
+    def __init__(self, c: config.Cifar, params: dict[str, dict[str, np.ndarray]]) -> None:
+        super().__init__()
+        self.c = c
+        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
+        for layer, values in params.items():
+            kernel = torch.tensor(np.asarray(values["kernel"]))
+            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+            self.weights[layer] = nn.Parameter(kernel.permute(order).contiguous())
+            self.biases[layer] = nn.Parameter(torch.tensor(np.asarray(values["bias"])))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [b, classes]."""
+        for layer in self.c.layers:
+            weight, bias = self.weights[layer.name], self.biases[layer.name]
+            if layer.kind == "conv":
+                x = F.conv2d(x, weight, bias, padding=layer.window // 2)
+            else:
+                x = F.linear(x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x, weight, bias)
+            for step in layer.then:
+                x = self.step(step, x)
+        return x
+
+    def step(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        window, stride, r = self.c.pool_window, self.c.pool_stride, self.c.within_map
+        if name == "max":
+            return F.max_pool2d(x, window, stride, ceil_mode=True)
+        if name == "average":
+            return F.avg_pool2d(x, window, stride, ceil_mode=True, count_include_pad=False)
+        if name == "within_map":
+            total = F.avg_pool2d(x**2, r.size, 1, r.size // 2) * r.size**2
+            return x / (r.k + r.alpha * total) ** r.beta
+        return torch.relu(x) if name == "relu" else torch.tanh(x)

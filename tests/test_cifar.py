@@ -1,0 +1,93 @@
+"""The CIFAR-10 nets against PyTorch, their shapes, and what their configs refuse."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from alexnet_jax import config
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.cifar import CifarNet
+from alexnet_jax.model.describe import layer_table
+from alexnet_jax.setup import make_network
+from configs import cifar10
+
+
+def net(**values):
+    plain = config.as_dict(config.parse(cifar10.get_config("18")))
+    plain["model"].update(values)
+    return config.parse(plain)
+
+
+def test_the_table_of_the_18_percent_net():
+    c = net()
+    rows = layer_table(make_network(c), c)
+    assert [(row.layer, row.output) for row in rows] == [
+        ("conv1", (16, 16, 32)),
+        ("conv2", (8, 8, 32)),
+        ("conv3", (4, 4, 64)),
+        ("fc10", (10,)),
+    ]
+    assert sum(row.parameters for row in rows) == 2432 + 25_632 + 51_264 + 10_250
+    multiply_adds = [row.multiply_adds for row in rows]
+    assert multiply_adds == [32**2 * 75 * 32, 16**2 * 800 * 32, 8**2 * 800 * 64, 1024 * 10]
+
+
+@pytest.mark.parametrize("crop", [32, 27])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_logits_loss_and_every_gradient_are_pytorchs(crop, activation):
+    torch = pytest.importorskip("torch")
+    from tests.peers.torch_cifar import TorchCifar
+
+    layers = [
+        dict(
+            layer, std=0.1, then=[activation if step == "relu" else step for step in layer["then"]]
+        )
+        for layer in config.as_dict(net())["model"]["layers"]
+    ]
+    c = net(layers=layers).model
+    graph, state = nnx.split(CifarNet(c, crop, "float32", nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(8, crop, crop, 3)).astype(np.float32)
+    labels = rng.integers(0, 10, 8)
+
+    def loss(state):
+        logits = nnx.merge(graph, state)(images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), logits
+
+    (ours, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state)
+    peer = TorchCifar(c, nnx.to_pure_dict(state))
+    theirs = peer(torch.tensor(images).permute(0, 3, 1, 2))
+    their_loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))
+    their_loss.backward()
+
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(logits, theirs.detach(), **near)
+    np.testing.assert_allclose(ours, their_loss.detach(), **near)
+    for layer, values in nnx.to_pure_dict(gradients).items():
+        weight = peer.weights[layer].grad
+        order = (2, 3, 1, 0) if weight.ndim == 4 else (1, 0)
+        np.testing.assert_allclose(values["kernel"], weight.permute(order), **near)
+        np.testing.assert_allclose(values["bias"], peer.biases[layer].grad, **near)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"classes": 11}, "the last of layers must be dense, with 11 units"),
+        ({"layers": ()}, "the last of layers must be dense"),
+        ({"towers": 2}, "config.model.towers=2; choose one of 1"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        net(**values)
+
+
+def test_a_decay_or_rate_of_no_layer_is_refused():
+    plain = config.as_dict(net())
+    plain["optim"]["layer_decay"] = {"fc11": 1.0}
+    with pytest.raises(UserError, match=r"'fc11' in optim.layer_decay .* is no layer; there are"):
+        config.parse(plain)
