@@ -114,6 +114,10 @@ class Checkpoints:
             raise self._all_damaged(damaged)
         return None
 
+    def writing(self) -> bool:
+        """Whether a save is under way."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Returns when the save under way, if any, is complete."""
         self._manager.wait_until_finished()

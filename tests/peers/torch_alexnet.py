@@ -11,7 +11,7 @@ from alexnet_jax import config
 class TorchAlexNet(nn.Module):
     """Two towers as the two groups of grouped convolutions, for pictures [b, 3, h, w]."""
 
-    def __init__(self, c: config.Model, params: dict[str, dict[str, np.ndarray]]) -> None:
+    def __init__(self, c: config.AlexNet, params: dict[str, dict[str, np.ndarray]]) -> None:
         super().__init__()
         self.c = c
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()

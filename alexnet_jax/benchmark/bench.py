@@ -1,0 +1,103 @@
+"""What the sections of the benchmark share: the grid of cases, and a step ready to run."""
+
+import dataclasses
+import importlib
+import itertools
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from alexnet_jax import optim
+from alexnet_jax.config import Config
+from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.data.records import is_prepared
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.mesh import local_rows, place_batch
+from alexnet_jax.prepare import prepare
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import init_state
+from alexnet_jax.train import make_control, make_step
+
+PICTURES = 512  # that are drawn where the config's records are not there
+
+Row = dict[str, Any]
+"""A line of a table: numbers and texts by column."""
+
+
+class Bench(NamedTuple):
+    """What is asked for."""
+
+    config: Config  # with records that exist
+    batches: tuple[int, ...]
+    dtypes: tuple[Literal["float32", "bfloat16"], ...]
+    devices: tuple[int, ...]
+    peer: bool  # whether to time PyTorch and plain JAX beside
+    repeats: int
+    folder: Path  # for what a section writes; it is removed in the end
+
+    def cases(self) -> Iterator[Config]:
+        """The config with each batch, dtype and number of devices, the latter changing fastest."""
+        for batch, dtype, devices in itertools.product(self.batches, self.dtypes, self.devices):
+            yield dataclasses.replace(self.config, batch=batch, dtype=dtype, devices=devices)
+
+
+def with_records(c: Config, folder: Path) -> Config:
+    """The config with its own records, or with drawn ones of the same size and format."""
+    data = c.data
+    if not is_prepared(data.records):
+        records = folder / "records"
+        prepare(f"generated:{PICTURES}", records, size=data.size, format=data.format)
+        data = dataclasses.replace(data, records=str(records), validation="validation")
+    return dataclasses.replace(c, data=data)
+
+
+class Step:
+    """A training step, its inputs on the devices, its state carried on."""
+
+    def __init__(self, c: Config) -> None:
+        self.setup = make_setup(c)
+        mesh = self.setup.network.mesh
+        batches = batches_of(self)
+        with closing(batches):
+            self.batch = place_batch(mesh, next(batches), c.batch)
+        self.control = make_control(self.setup, optim.make_policy(c.policy).setting(0))
+        self.state = init_state(self.setup)
+        arguments = self.state, self.setup.pixels, self.batch, self.control
+        self.compiled = make_step(self.setup).lower(*arguments).compile()
+
+    def on(self, batch: Any) -> Any:
+        """One step; its outcome, which may not be there yet."""
+        arguments = self.setup.pixels, batch, self.control
+        self.state, outcome = self.compiled(self.state, *arguments)
+        return outcome
+
+    def run(self, count: int) -> None:
+        """So many steps on the same batch."""
+        for _ in range(count):
+            outcome = self.on(self.batch)
+        jax.block_until_ready((self.state, outcome))
+
+
+def batches_of(step: Step) -> Any:
+    """The iterator over the training batches of a step's config."""
+    c = step.setup.config
+    rows = local_rows(step.setup.network.mesh, c.batch)
+    return train_batches(step.setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
+
+
+def peers(module: str) -> Any:
+    """The module of tests/peers.
+
+    Raises:
+      UserError: it or what it imports is not there.
+    """
+    try:
+        return importlib.import_module(f"tests.peers.{module}")
+    except ImportError as error:
+        raise UserError(
+            f"--peer: {error}; run in a checkout of the repository, with PyTorch "
+            f'(pip install -e ".[peers]")'
+        ) from error

@@ -1,0 +1,151 @@
+"""How fast pictures come, and whether training waits for them or for its checkpoints."""
+
+import dataclasses
+import itertools
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import simplejpeg
+
+from alexnet_jax import workdir
+from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of
+from alexnet_jax.benchmark.timing import Work, alternate
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.data.records import Split
+from alexnet_jax.model.mesh import local_rows, place_batch
+from alexnet_jax.prepare import prepare
+from alexnet_jax.setup import make_setup
+
+SECONDS = 3.0  # of each measurement of the input
+
+
+def measure_input(bench: Bench) -> list[Row]:
+    """Images a CPU-second and a second, from records to a batch on the devices; both formats."""
+    rows: list[Row] = []
+    for c in bench.cases():
+        for kind in ("jpeg", "raw"):
+            data = c.data
+            if data.format != kind:
+                folder = bench.folder / kind
+                prepare("generated:512", folder, size=data.size, format=kind)
+                data = dataclasses.replace(
+                    data, records=str(folder), format=kind, validation="validation"
+                )
+            rows += _input_rows(dataclasses.replace(c, data=data), bench.repeats)
+    return rows
+
+
+def _input_rows(c: Any, repeats: int) -> list[Row]:
+    setup = make_setup(c)
+    mesh = setup.network.mesh
+    batches = train_batches(
+        setup.train, c.data, batch=c.batch, seed=c.seed, rows=local_rows(mesh, c.batch)
+    )
+
+    def batch() -> int:
+        jax.block_until_ready(place_batch(mesh, next(batches), c.batch))
+        return c.batch
+
+    jpegs = _jpegs(setup.train) if c.data.format == "jpeg" else []
+
+    def decode() -> int:
+        for data in jpegs:
+            simplejpeg.decode_jpeg(data, "RGB")
+        return len(jpegs)
+
+    ours, alone = [], []
+    with closing(batches):
+        _rates(batch, 0.5)
+        for _ in range(repeats):
+            ours.append(_rates(batch, SECONDS / repeats))
+            if jpegs:
+                alone.append(_rates(decode, SECONDS / repeats))
+    row: Row = {"format": c.data.format, "size": c.data.size, "batch": c.batch}
+    row |= {"images/CPU-s": _median(ours, 0), "images/s": _median(ours, 1)}
+    if jpegs:
+        row |= {"decoding alone, images/CPU-s": _median(alone, 0)}
+        row |= {"ratio": _median(ours, 0) / _median(alone, 0)}
+    return [row]
+
+
+def _rates(some: Any, seconds: float) -> tuple[float, float]:
+    """Images a CPU-second and a second of what returns its number of images."""
+    wall, cpu, images = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - wall < seconds:
+        images += some()
+    return images / (time.process_time() - cpu), images / (time.perf_counter() - wall)
+
+
+def _median(rates: list[tuple[float, float]], which: int) -> float:
+    return float(np.median([rate[which] for rate in rates]))
+
+
+def _jpegs(split: Split) -> list[bytes]:
+    """Some pictures, encoded as the records have them."""
+    picture, found = np.empty((split.size, split.size, 3), np.uint8), []
+    for index in range(min(64, len(split))):
+        split.read(index, picture)
+        found.append(simplejpeg.encode_jpeg(picture, 95, "RGB", colorsubsampling="444"))
+    return found
+
+
+def measure_train(bench: Bench) -> list[Row]:
+    """Training from records against training on one batch again and again; and with checkpoints."""
+    rows: list[Row] = []
+    for c in bench.cases():
+        step = Step(c)
+        with closing(batches_of(step)) as batches:
+            works = {"one batch again": step.run, "from records": _real(step, batches)}
+            times = alternate(works, bench.repeats, seconds=3.0)
+            stall = _stall(step, batches, bench.folder, times["one batch again"].median)
+        again, real = (times[name].median for name in works)
+        row: Row = {
+            "batch": c.batch,
+            "devices": c.devices,
+            "dtype": c.dtype,
+            "format": c.data.format,
+        }
+        row |= {"one batch again, images/s": c.batch / again, "from records": c.batch / real}
+        rows.append(row | {"ratio": again / real} | stall)
+    return rows
+
+
+def _real(step: Step, batches: Any) -> Work:
+    """Steps as training does them: the next batch is placed while two steps are under way."""
+    mesh, batch = step.setup.network.mesh, step.setup.config.batch
+
+    def run(count: int) -> None:
+        outcomes: list[Any] = []
+        for pictures in itertools.islice(batches, count):
+            outcomes.append(step.on(place_batch(mesh, pictures, batch)))
+            jax.block_until_ready(outcomes[-3:-2])
+        jax.block_until_ready(step.state)
+
+    return run
+
+
+def _stall(step: Step, batches: Any, folder: Path, seconds: float) -> Row:
+    """How long a checkpoint holds up the loop, and how much slower steps are until it is written.
+
+    The stall is the time lost, as a share of what the steps take meanwhile: `seconds` each.
+    """
+    meta = {"records": step.setup.records.manifest.hash, "policy": {}}
+    with Checkpoints(folder / f"{step.setup.config.batch}" / workdir.CHECKPOINTS) as checkpoints:
+        start = time.perf_counter()
+        checkpoints.save(1, step.state, batches, meta, {})
+        held, steps = time.perf_counter() - start, 0
+        while checkpoints.writing():
+            step.run(1)
+            steps += 1
+        written = time.perf_counter() - start
+    return {
+        "checkpoint holds up, s": held,
+        "written after, s": written,
+        "steps meanwhile": steps,
+        "stall": (written - steps * seconds) / written,
+    }

@@ -1,0 +1,84 @@
+"""What the compiled step exchanges between devices, and holds on each of them."""
+
+import math
+import re
+from typing import NamedTuple
+
+from alexnet_jax.benchmark.bench import Bench, Row, Step
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+_BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+
+
+class Collective(NamedTuple):
+    """One exchange in a compiled program."""
+
+    kind: str  # all-gather, all-reduce, reduce-scatter, ...
+    scope: str  # of the code that it is from
+    groups: tuple[tuple[int, ...], ...]  # of devices that exchange among themselves
+    bytes: int  # of its result on a device
+
+    @property
+    def sent(self) -> int:
+        """Bytes that each device sends, if they are passed around in a ring."""
+        others, size = len(self.groups[0]) - 1, len(self.groups[0])
+        if self.kind == "all-reduce":
+            return 2 * self.bytes * others // size
+        return self.bytes * others // (1 if self.kind == "reduce-scatter" else size)
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """The exchanges of a compiled program, in order."""
+    found = []
+    for line in hlo.splitlines():
+        match = re.search(rf" = (.*?) ({_KINDS})(-start)?\(", line)
+        if match:
+            groups = re.findall(r"\{([\d,]+)\}", re.search(r"replica_groups=(\S+)", line)[1])  # type: ignore[index]
+            scope = re.search(r'op_name="([^"]*)"', line)
+            # What is started with a pair (operand, result) gives the result.
+            of_pair = match[3] and match[2] != "all-reduce"
+            found.append(
+                Collective(
+                    match[2],
+                    scope[1] if scope else "",
+                    tuple(tuple(map(int, group.split(","))) for group in groups),
+                    _bytes(match[1].rpartition(", ")[2] if of_pair else match[1]),
+                )
+            )
+    return found
+
+
+def _bytes(shapes: str) -> int:
+    """Of 'f32[32,4096]{1,0}', or of several shapes in a tuple."""
+    return sum(
+        _BYTES[kind] * math.prod(map(int, filter(None, sides.split(","))))
+        for kind, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
+    )
+
+
+def measure_collectives(bench: Bench) -> list[Row]:
+    """Every exchange of the step, with its layer and bytes."""
+    rows: list[Row] = []
+    for c in bench.cases():
+        case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
+        for one in collectives(Step(c).compiled.as_text()):
+            layers = [word for word in re.findall(r"\w+", one.scope) if word in c.model.names]
+            way = "backward" if "transpose(" in one.scope else "forward"
+            row = {"kind": one.kind, "layer": " ".join(dict.fromkeys(layers)), "pass": way}
+            row |= {"groups": " ".join(str(set(group)) for group in one.groups)}
+            rows.append(case | row | {"bytes sent by a device": one.sent})
+    return rows
+
+
+def measure_memory(bench: Bench) -> list[Row]:
+    """Megabytes on each device, as the compiler plans them: of the state, and at most."""
+    rows: list[Row] = []
+    for c in bench.cases():
+        plan = Step(c).compiled.memory_analysis()
+        kept = plan.argument_size_in_bytes
+        new = plan.output_size_in_bytes - plan.alias_size_in_bytes
+        parts = {"state and input": kept, "temporary": plan.temp_size_in_bytes}
+        parts |= {"peak": kept + plan.temp_size_in_bytes + new}
+        case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
+        rows.append(case | {f"{name}, MB": size / 1e6 for name, size in parts.items()})
+    return rows

@@ -1,0 +1,99 @@
+"""How long a training step takes, beside PyTorch's and plain JAX's, and each layer's share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax import config
+from alexnet_jax.benchmark.bench import Bench, Row, Step, peers
+from alexnet_jax.benchmark.profile import layer_times
+from alexnet_jax.benchmark.timing import Work, alternate
+from alexnet_jax.model.describe import layer_table
+from alexnet_jax.train import training_input
+
+SIDE = 2048  # of the matrices whose product is the machine's own rate
+
+
+def measure(bench: Bench) -> list[Row]:
+    """Images/s of each case; of the peers, too, at each batch and dtype."""
+    return [row for some in _comparable(bench) for row in _compare(some, bench)]
+
+
+def measure_layers(bench: Bench) -> list[Row]:
+    """Milliseconds of each layer in a step, from a profile of it."""
+    rows = []
+    for c in bench.cases():
+        for layer, times in layer_times(Step(c)).items():
+            rows.append(_case(c) | {"layer": layer} | times)
+    return rows
+
+
+def _comparable(bench: Bench) -> list[list[config.Config]]:
+    """The cases in groups of the same batch and dtype."""
+    groups: dict[Any, list[config.Config]] = {}
+    for c in bench.cases():
+        groups.setdefault((c.batch, c.dtype), []).append(c)
+    return list(groups.values())
+
+
+def _compare(cases: list[config.Config], bench: Bench) -> list[Row]:
+    c = cases[0]
+    steps = [Step(case) for case in cases]
+    works = {
+        f"ours, {case.devices} device(s)": step.run for case, step in zip(cases, steps, strict=True)
+    }
+    ours = next(iter(works))
+    if bench.peer:
+        works |= _peers(steps[0])
+    matrices = "a matrix product"
+    times = alternate(works | {matrices: _product(c.dtype)}, bench.repeats)
+    rate = 2 * SIDE**3 / times.pop(matrices).median
+    flop = training_flop(steps[0])
+    rows = []
+    for name, t in times.items():
+        speed = c.batch / t.median
+        rows.append(
+            {"batch": c.batch, "dtype": c.dtype, "what": name}
+            | {"images/s": speed, "lowest": c.batch / t.high, "highest": c.batch / t.low}
+            | {"GFLOP/s": speed * flop / 1e9, "of a matrix product's": speed * flop / rate}
+            | {"ours over it": t.median / times[ours].median}
+        )
+    return rows
+
+
+def training_flop(step: Step) -> float:
+    """Operations of a step for one image, by the usual count: thrice the forward pass."""
+    c, network = step.setup.config, step.setup.network
+    return 6 * sum(row.multiply_adds for row in layer_table(network, c))
+
+
+def _case(c: config.Config) -> Row:
+    return {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
+
+
+def _product(dtype: str) -> Work:
+    matrix = jnp.ones((SIDE, SIDE), dtype)
+    product = jax.jit(lambda a: a @ a)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            out = product(matrix)
+        out.block_until_ready()
+
+    return run
+
+
+def _peers(step: Step) -> dict[str, Work]:
+    """The same network, weights and pictures elsewhere.
+
+    They are given the pictures as the network sees them, and so are spared their preparation.
+    """
+    setup = step.setup
+    prepared = training_input(setup, setup.pixels, step.batch, step.control)
+    images, labels = jax.device_get((prepared, step.batch["label"]))
+    params = jax.device_get(step.state["params"])
+    works = peers("torch_step").steps(setup.config, params, images, labels)
+    if isinstance(setup.config.model, config.AlexNet):
+        works |= {"plain JAX": peers("plain_jax").step(setup.config, params, images, labels)}
+    return works

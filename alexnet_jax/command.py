@@ -1,0 +1,60 @@
+"""What the commands have in common: a config on the command line, and one line for each error."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from alexnet_jax import config
+from alexnet_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.")
+
+
+def run(job: Callable[[Sequence[str]], None], stopped: str) -> None:
+    """Runs `job` on the arguments that are no options, and exits.
+
+    An error that the user can mend gives one line and status 2; Ctrl-C gives `stopped` and 130.
+    """
+
+    def guarded(arguments: Sequence[str]) -> None:
+        try:
+            job(arguments[1:])
+        except (UserError, OSError) as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            print(stopped, file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def given_config() -> config.Config:
+    """The config of --config and its overrides.
+
+    Raises:
+      UserError: there is none, or see `config.parse`.
+    """
+    if _CONFIG.value is None:
+        raise UserError("--config is missing: give a file, as --config=configs/tiny.py")
+    return config.parse(_CONFIG.value)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """The flags; what is wrong with them or with the config's file, in one line."""
+    try:
+        rest = flags.FLAGS(arguments)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that cannot be loaded says so when it is used
+        return rest
+    except flags.Error as error:
+        _fail(error)
+    except Exception as error:  # a config is a program: it may raise anything
+        _fail(f"the config cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _fail(error: object) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
