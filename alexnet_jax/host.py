@@ -37,4 +37,4 @@ def _keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(arena_max, 1)
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from alexnet_jax import command, host
-from alexnet_jax.benchmark import compiled, feeding, program, step
+from alexnet_jax.benchmark import compiled, feeding, layers, program, step
 from alexnet_jax.benchmark.bench import Bench, Row, with_records
 from alexnet_jax.data import cores
 from alexnet_jax.errors import UserError
@@ -32,7 +32,7 @@ DType = Literal["float32", "bfloat16"]
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "step": step.measure,
-    "layers": step.measure_layers,
+    "layers": layers.measure,
     "input": feeding.measure_input,
     "train": feeding.measure_train,
     "collectives": program.measure_collectives,

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from alexnet_jax import optim
+from alexnet_jax.benchmark.timing import in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import is_prepared
@@ -76,9 +77,8 @@ class Step:
 
     def run(self, count: int) -> None:
         """So many steps on the same batch."""
-        for _ in range(count):
-            outcome = self.on(self.batch)
-        jax.block_until_ready((self.state, outcome))
+        in_turn(lambda: self.on(self.batch), count)
+        jax.block_until_ready(self.state)
 
 
 def batches_of(step: Step) -> Any:

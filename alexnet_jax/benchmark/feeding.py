@@ -1,7 +1,6 @@
 """How fast pictures come, and whether training waits for them or for its checkpoints."""
 
 import dataclasses
-import itertools
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ import simplejpeg
 
 from alexnet_jax import workdir
 from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of
-from alexnet_jax.benchmark.timing import Work, alternate
+from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import Split
@@ -120,10 +119,7 @@ def _real(step: Step, batches: Any) -> Work:
     mesh, batch = step.setup.network.mesh, step.setup.config.batch
 
     def run(count: int) -> None:
-        outcomes: list[Any] = []
-        for pictures in itertools.islice(batches, count):
-            outcomes.append(step.on(place_batch(mesh, pictures, batch)))
-            jax.block_until_ready(outcomes[-3:-2])
+        in_turn(lambda: step.on(place_batch(mesh, next(batches), batch)), count)
         jax.block_until_ready(step.state)
 
     return run

@@ -1,4 +1,4 @@
-"""How long a training step takes, beside PyTorch's and plain JAX's, and each layer's share."""
+"""How long a training step takes, beside PyTorch's and plain JAX's."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import config
 from alexnet_jax.benchmark.bench import Bench, Row, Step, peers
-from alexnet_jax.benchmark.profile import layer_times
-from alexnet_jax.benchmark.timing import Work, alternate
+from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.train import training_input
 
@@ -18,15 +17,6 @@ SIDE = 2048  # of the matrices whose product is the machine's own rate
 def measure(bench: Bench) -> list[Row]:
     """Images/s of each case; of the peers, too, at each batch and dtype."""
     return [row for some in _comparable(bench) for row in _compare(some, bench)]
-
-
-def measure_layers(bench: Bench) -> list[Row]:
-    """Milliseconds of each layer in a step, from a profile of it."""
-    rows = []
-    for c in bench.cases():
-        for layer, times in layer_times(Step(c)).items():
-            rows.append(_case(c) | {"layer": layer} | times)
-    return rows
 
 
 def _comparable(bench: Bench) -> list[list[config.Config]]:
@@ -68,20 +58,11 @@ def training_flop(step: Step) -> float:
     return 6 * sum(row.multiply_adds for row in layer_table(network, c))
 
 
-def _case(c: config.Config) -> Row:
-    return {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
-
-
 def _product(dtype: str) -> Work:
     matrix = jnp.ones((SIDE, SIDE), dtype)
     product = jax.jit(lambda a: a @ a)
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            out = product(matrix)
-        out.block_until_ready()
-
-    return run
+    return lambda count: in_turn(lambda: product(matrix), count)
 
 
 def _peers(step: Step) -> dict[str, Work]:

@@ -3,7 +3,9 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from alexnet_jax.terminal import progress_bar
 
@@ -39,6 +41,18 @@ def alternate(works: Mapping[str, Work], repeats: int, seconds: float = 1.0) -> 
                 taken[name].append(_seconds(work, counts[name]))
                 bar.update()
     return {name: Times(statistics.median(t), min(t), max(t)) for name, t in taken.items()}
+
+
+def in_turn(call: Callable[[], Any], count: int) -> None:
+    """Calls so often something whose result may not be there yet; two may be under way.
+
+    As in training: many programs at once whose devices wait for each other can block a CPU.
+    """
+    results: list[Any] = []
+    for _ in range(count):
+        results = [*results[-2:], call()]
+        jax.block_until_ready(results[:-2])
+    jax.block_until_ready(results)
 
 
 def _seconds(work: Work, count: int) -> float:
