@@ -45,12 +45,10 @@ class ConvLayer(TowerConv):
         after = [norm for response, norm in norms if name not in response.before_activation]
         return (*before, ACTIVATIONS[c.activation], *after)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, maps seen by the towers here] -> [b, h', w', kernels here]."""
-        x = super().__call__(x)
-        with jax.named_scope(self.name):
-            for step in self.steps:
-                x = step(x)
+    def after(self, x: jax.Array) -> jax.Array:
+        """The activation and the normalisations."""
+        for step in self.steps:
+            x = step(x)
         return x
 
 

@@ -54,9 +54,13 @@ class TowerConv(nnx.Module):
         with jax.named_scope(self.name):
             kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
             towers = x.shape[-1] // kernel.shape[-2]
-            inputs, kernels = jnp.split(x, towers, axis=-1), jnp.split(kernel, towers, axis=-1)
-            outputs = [self._convolve(*pair) for pair in zip(inputs, kernels, strict=True)]
-            return jnp.concatenate(outputs, axis=-1) + bias
+            parts = (jnp.split(whole, towers, axis=-1) for whole in (x, kernel, bias))
+            outputs = [self.after(self._convolve(x, k) + b) for x, k, b in zip(*parts, strict=True)]
+            return jnp.concatenate(outputs, axis=-1)
+
+    def after(self, x: jax.Array) -> jax.Array:
+        """What follows in each tower by itself; for layers that add something."""
+        return x
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         padding = [self.padding(side, kernel.shape[0]) for side in x.shape[1:3]]
