@@ -2,54 +2,49 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import simplejpeg
 
 from alexnet_jax import workdir
-from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of
+from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, with_records
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import Config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import Split
 from alexnet_jax.model.mesh import local_rows, place_batch
-from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_setup
 
-SECONDS = 3.0  # of each measurement of the input
+SECONDS = 1.0  # of each repetition
 
 
 def measure_input(bench: Bench) -> list[Row]:
     """Images a CPU-second and a second, from records to a batch on the devices; both formats."""
-    rows: list[Row] = []
-    for c in bench.cases():
-        for kind in ("jpeg", "raw"):
-            data = c.data
-            if data.format != kind:
-                folder = bench.folder / kind
-                prepare("generated:512", folder, size=data.size, format=kind)
-                data = dataclasses.replace(
-                    data, records=str(folder), format=kind, validation="validation"
-                )
-            rows += _input_rows(dataclasses.replace(c, data=data), bench.repeats)
-    return rows
+    return [
+        _input_row(_with_format(c, kind, bench.folder), bench.repeats)
+        for c in bench.cases()
+        for kind in ("jpeg", "raw")
+    ]
 
 
-def _input_rows(c: Any, repeats: int) -> list[Row]:
+def _with_format(c: Config, kind: Literal["jpeg", "raw"], folder: Path) -> Config:
+    """The config with its own records, or with drawn ones if they have another format."""
+    if c.data.format == kind:
+        return c
+    unlike = dataclasses.replace(c.data, records=str(folder / "none"), format=kind)
+    return with_records(dataclasses.replace(c, data=unlike), folder / kind)
+
+
+def _input_row(c: Config, repeats: int) -> Row:
+    """Alternates with decoding alone, for which the reading threads must have ended."""
     setup = make_setup(c)
-    mesh = setup.network.mesh
-    batches = train_batches(
-        setup.train, c.data, batch=c.batch, seed=c.seed, rows=local_rows(mesh, c.batch)
-    )
-
-    def batch() -> int:
-        jax.block_until_ready(place_batch(mesh, next(batches), c.batch))
-        return c.batch
-
+    mesh, rows = setup.network.mesh, local_rows(setup.network.mesh, c.batch)
     jpegs = _jpegs(setup.train) if c.data.format == "jpeg" else []
 
     def decode() -> int:
@@ -58,21 +53,27 @@ def _input_rows(c: Any, repeats: int) -> list[Row]:
         return len(jpegs)
 
     ours, alone = [], []
-    with closing(batches):
-        _rates(batch, 0.5)
-        for _ in range(repeats):
-            ours.append(_rates(batch, SECONDS / repeats))
-            if jpegs:
-                alone.append(_rates(decode, SECONDS / repeats))
+    for seed in range(repeats):
+        reading = train_batches(setup.train, c.data, batch=c.batch, seed=seed, rows=rows)
+        with closing(reading) as batches:
+
+            def batch(batches: Any = batches) -> int:
+                jax.block_until_ready(place_batch(mesh, next(batches), c.batch))
+                return c.batch
+
+            _rates(batch, SECONDS / 2)  # until as much is read as is taken
+            ours.append(_rates(batch, SECONDS))
+        if jpegs:
+            alone.append(_rates(decode, SECONDS))
     row: Row = {"format": c.data.format, "size": c.data.size, "batch": c.batch}
     row |= {"images/CPU-s": _median(ours, 0), "images/s": _median(ours, 1)}
     if jpegs:
         row |= {"decoding alone, images/CPU-s": _median(alone, 0)}
         row |= {"ratio": _median(ours, 0) / _median(alone, 0)}
-    return [row]
+    return row
 
 
-def _rates(some: Any, seconds: float) -> tuple[float, float]:
+def _rates(some: Callable[[], int], seconds: float) -> tuple[float, float]:
     """Images a CPU-second and a second of what returns its number of images."""
     wall, cpu, images = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - wall < seconds:

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import config
 from alexnet_jax.benchmark.bench import Bench, Row, Step, peers
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
+from alexnet_jax.config import Config
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.train import training_input
 
@@ -19,15 +19,15 @@ def measure(bench: Bench) -> list[Row]:
     return [row for some in _comparable(bench) for row in _compare(some, bench)]
 
 
-def _comparable(bench: Bench) -> list[list[config.Config]]:
+def _comparable(bench: Bench) -> list[list[Config]]:
     """The cases in groups of the same batch and dtype."""
-    groups: dict[Any, list[config.Config]] = {}
+    groups: dict[Any, list[Config]] = {}
     for c in bench.cases():
         groups.setdefault((c.batch, c.dtype), []).append(c)
     return list(groups.values())
 
 
-def _compare(cases: list[config.Config], bench: Bench) -> list[Row]:
+def _compare(cases: list[Config], bench: Bench) -> list[Row]:
     c = cases[0]
     steps = [Step(case) for case in cases]
     works = {
@@ -75,6 +75,7 @@ def _peers(step: Step) -> dict[str, Work]:
     images, labels = jax.device_get((prepared, step.batch["label"]))
     params = jax.device_get(step.state["params"])
     works = peers("torch_step").steps(setup.config, params, images, labels)
-    if isinstance(setup.config.model, config.AlexNet):
-        works |= {"plain JAX": peers("plain_jax").step(setup.config, params, images, labels)}
+    plain = peers("plain_jax")
+    if plain.knows(setup.config.model):
+        works |= {"plain JAX": plain.step(setup.config, params, images, labels)}
     return works

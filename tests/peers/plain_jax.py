@@ -11,8 +11,14 @@ from jax import lax
 from alexnet_jax import config
 
 
+def knows(c: config.AlexNet | config.Cifar) -> bool:
+    """Whether it is the network of the paper's text, for which alone this is."""
+    own = isinstance(c, config.AlexNet) and c.towers == 2 and c.cross == ("conv3", "fc6", "fc7")
+    return own and not (c.without or c.lrn.before_activation or c.within_map.layers)
+
+
 def logits(c: config.AlexNet, params: dict, x: jax.Array, key: jax.Array) -> jax.Array:
-    """[b, classes] of pictures [b, 224, 224, 3]; for the full-size network without its options."""
+    """[b, classes] of pictures [b, 224, 224, 3]."""
     x = _pool(c, _lrn(c, _conv(params["conv1"], x, 4, ((0, 3), (0, 3)), 1)))
     x = _pool(c, _lrn(c, _conv(params["conv2"], x, 1, "SAME", 2)))
     x = _conv(params["conv3"], x, 1, "SAME", 1)

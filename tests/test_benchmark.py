@@ -1,0 +1,169 @@
+"""The benchmark: what it reads from compiled programs, its peers, and that every section runs."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from alexnet_jax import config
+from alexnet_jax.benchmark import compiled, feeding, layers, program, step, timing
+from alexnet_jax.benchmark.bench import Bench, Step
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.alexnet import AlexNet
+from configs import alexnet, cifar10
+from tests.conftest import make_config
+from tests.test_main import command
+from tests.test_towers import step_program
+
+
+def bench(folder, c, **values):
+    defaults = {"batches": (8,), "dtypes": ("float32",), "devices": (1,), "peer": False}
+    return Bench(**(defaults | {"config": c, "repeats": 1, "folder": folder} | values))
+
+
+def test_things_are_timed_in_turn():
+    calls = []
+    works = {name: lambda count, name=name: calls.append((name, count)) for name in "ab"}
+    times = timing.alternate(works, repeats=3, seconds=0)
+    assert calls[:4] == [("a", 1), ("a", 1), ("b", 1), ("b", 1)]  # not timed
+    assert calls[4:] == [("a", 1), ("b", 1)] * 3
+    assert all(one.low <= one.median <= one.high for one in times.values())
+
+
+def test_what_devices_exchange_is_read_with_its_bytes(records):
+    """By hand: half of what a layer sees is gathered, in float32; the logits are summed."""
+    lowered = step_program(records, 2)
+    found = program.collectives(lowered.compile().as_text())
+    forward = [one for one in found if "transpose(" not in one.scope]
+    assert [one.kind for one in forward] == ["all-gather"] * 3 + ["all-reduce"]
+    assert all(one.groups == ((0, 1),) for one in found)
+    # 16 pictures; with crop 64 conv3 sees 3 x 3 places, fc6 1; width 1/8 of 256, 256, 4096 maps.
+    halves = [16 * 3 * 3 * 32 // 2, 16 * 32 // 2, 16 * 512 // 2]
+    assert [one.sent for one in forward] == [4 * half for half in halves] + [4 * 16 * 10]
+    backward = [one.sent for one in found if "transpose(" in one.scope]
+    assert backward == [4 * half for half in reversed(halves)]
+
+
+def test_a_started_gather_and_a_sum_of_several_arrays_are_read():
+    hlo = """
+      %g = (f32[2,3]{1,0}, f32[2,6]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, channel_id=1
+      %r = (f32[8]{0}, bf16[2,2]{1,0}) all-reduce(%x, %y), replica_groups={{0,2},{1,3}}
+    """
+    gather, total = program.collectives(hlo)
+    assert (gather.bytes, gather.sent) == (48, 24)
+    assert (total.bytes, total.sent) == (40, 40)
+    assert total.groups == ((0, 2), (1, 3))
+
+
+def test_plain_jax_gives_our_logits():
+    plain_jax = pytest.importorskip("tests.peers.plain_jax")
+    plain = config.as_dict(config.parse(alexnet.get_config()))
+    plain["model"] |= {"width": 0.125, "dropout": 0.0, "classes": 10}
+    c = config.parse(plain).model
+    net = AlexNet(c, 64, "float32", nnx.Rngs(0))
+    images = 50 * np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+    theirs = plain_jax.logits(c, nnx.to_pure_dict(nnx.state(net)), images, jax.random.key(0))
+    np.testing.assert_allclose(net(images), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_no_convolution_is_given_to_the_library_that_is_slow_at_them(records):
+    lines = step_program(records, 1).compile().as_text().splitlines()
+    own = [line for line in lines if " convolution(" in line]
+    assert len(own) >= 3 * 5 - 1  # five layers, three passes; none to the picture
+    assert not [line for line in lines if "ynn" in line and "conv_general_dilated" in line]
+
+
+def test_operations_are_counted_as_usual(records):
+    """Six a weight and place of use: 0.724 G multiply-adds forward make 4.35 GFLOP."""
+    made = Step(make_config(records))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(made.setup.network.shapes["fc7"]))
+    assert step.training_flop(made) > 6 * weights
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_beside_its_peers(records, tmp_path):
+    pytest.importorskip("torch")
+    paper = {"model__lrn__before_activation": (), "model__within_map__layers": ()}
+    for c in (make_config(records, **paper), cifar(records)):
+        rows = step.measure(bench(tmp_path, c, devices=(1, 2), peer=True))
+        names = [row["what"] for row in rows]
+        assert names[:3] == ["ours, 1 device(s)", "ours, 2 device(s)", "PyTorch eager"]
+        assert ("plain JAX" in names) == isinstance(c.model, config.AlexNet)
+        assert rows[0]["ours over it"] == 1
+        for row in rows:
+            assert row["lowest"] <= row["images/s"] <= row["highest"]
+
+
+def cifar(records):
+    plain = config.as_dict(config.parse(cifar10.get_config("18")))
+    plain["data"] |= {"records": str(records), "validation": "validation", "size": 72}
+    return config.parse(plain)
+
+
+def test_each_layer_has_a_row_on_every_grid(records, tmp_path):
+    rows = layers.measure(bench(tmp_path, make_config(records), devices=(1, 4)))
+    own = [row["layer"] for row in rows if row["devices"] == 4]
+    assert own == [*make_config().model.names, "input, loss, update"]
+
+
+def test_input_and_training_are_timed(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(feeding, "SECONDS", 0.2)
+    c = make_config(records)
+    jpeg, raw = feeding.measure_input(bench(tmp_path, c))
+    assert jpeg["ratio"] == jpeg["images/CPU-s"] / jpeg["decoding alone, images/CPU-s"]
+    assert raw["format"] == "raw"
+    (row,) = feeding.measure_train(bench(tmp_path, c))
+    assert row["ratio"] == pytest.approx(row["from records"] / row["one batch again, images/s"])
+    assert row["checkpoint holds up, s"] <= row["written after, s"]
+
+
+def test_memory_counts_the_state_once(records, tmp_path):
+    """The new state takes the old one's place: 8 bytes a parameter, and the batch."""
+    one, two = program.measure_memory(bench(tmp_path, make_config(records), devices=(1, 2)))
+    made = Step(make_config(records))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.setup.network.shapes))
+    assert 8e-6 * parameters < one["state and input, MB"] < 8e-6 * parameters + 1
+    assert two["peak, MB"] < one["peak, MB"]
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_the_compiled_programs(records, tmp_path):
+    (row,) = compiled.measure(bench(tmp_path, make_config(records)))
+    assert row["ratio"] == row["second start, s"] / row["first start, s"]
+    assert list((tmp_path / "cache-0").iterdir())
+
+
+def test_a_start_that_fails_says_why(tmp_path):
+    with pytest.raises(UserError, match="a process that only starts ended with status 1"):
+        compiled.measure(bench(tmp_path, make_config(tmp_path / "none")))
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_writes_it(tmp_path):
+    file = tmp_path / "memory.json"
+    arguments = ["memory", "--config=configs/tiny.py", "--batch=8,16", f"--json={file}"]
+    arguments.append(f"--config.data.records={tmp_path / 'none'}")
+    done = command(*arguments, module="alexnet_jax.benchmark")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert [row["batch"] for row in result["rows"]] == [8, 16]
+    assert "| batch |" in done.stdout
+    assert result["machine"]["jax"] == jax.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stpe", "--config=configs/tiny.py"], "error: name one section: step, layers, input"),
+        (["step", "--config=configs/tiny.py", "--batch=x"], "error: --batch=x: give whole numbers"),
+        (["step", "--config=configs/tiny.py", "--dtype=f8"], "error: --dtype=f8: give float32"),
+    ],
+)
+def test_a_wrong_command_gets_one_clear_line(arguments, said):
+    done = command(*arguments, module="alexnet_jax.benchmark")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(said)
+    assert "Traceback" not in done.stderr
