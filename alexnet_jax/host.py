@@ -21,6 +21,7 @@ def set_up(devices: int) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "alexnet_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too
     _keep_freed_memory()
 
 
