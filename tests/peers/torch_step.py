@@ -52,7 +52,8 @@ def _step(
         if not isinstance(c.model, config.AlexNet):
             return call(images)
         draw = lambda n: torch.rand(len(images), n, device=images.device)  # noqa: E731
-        masks = tuple((draw(n) >= c.model.dropout).float() for n in c.model.neurons)
+        neurons = (len(net.biases[layer]) for layer in ("fc6", "fc7"))
+        masks = tuple((draw(n) >= c.model.dropout).float() for n in neurons)
         return call(images, masks)
 
     def run(count: int) -> None:
