@@ -50,9 +50,15 @@ def _parse_flags(arguments: list[str]) -> list[str]:
             _CONFIG.value.to_dict()  # a file that cannot be loaded says so when it is used
         return rest
     except flags.Error as error:
-        _fail(error)
+        _fail(_without_traceback(str(error)))
     except Exception as error:  # a config is a program: it may raise anything
         _fail(f"the config cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _without_traceback(text: str) -> str:
+    """What a config that was given an argument raised comes wrapped up in its whole traceback."""
+    before, found, trace = text.partition("Traceback (most recent call last)")
+    return before + trace.strip().splitlines()[-1] if found else text
 
 
 def _fail(error: object) -> NoReturn:

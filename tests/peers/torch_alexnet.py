@@ -1,25 +1,13 @@
 """The network in PyTorch: towers as groups, LRN and all; it takes our parameters."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from alexnet_jax import config
+from tests.peers.torch_net import TorchNet
 
 
-class TorchAlexNet(nn.Module):
+class TorchAlexNet(TorchNet):
     """Two towers as the two groups of grouped convolutions, for pictures [b, 3, h, w]."""
-
-    def __init__(self, c: config.AlexNet, params: dict[str, dict[str, np.ndarray]]) -> None:
-        super().__init__()
-        self.c = c
-        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        for layer, values in params.items():
-            kernel = torch.tensor(np.asarray(values["kernel"]))
-            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-            self.weights[layer] = nn.Parameter(kernel.permute(order).contiguous())
-            self.biases[layer] = nn.Parameter(torch.tensor(np.asarray(values["bias"])))
 
     def forward(
         self, x: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor] | None = None

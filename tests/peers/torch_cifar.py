@@ -1,25 +1,13 @@
 """The CIFAR-10 nets in PyTorch; they take our parameters."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from alexnet_jax import config
+from tests.peers.torch_net import TorchNet
 
 
-class TorchCifar(nn.Module):
+class TorchCifar(TorchNet):
     """For pictures [b, 3, h, w]."""
-
-    def __init__(self, c: config.Cifar, params: dict[str, dict[str, np.ndarray]]) -> None:
-        super().__init__()
-        self.c = c
-        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        for layer, values in params.items():
-            kernel = torch.tensor(np.asarray(values["kernel"]))
-            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-            self.weights[layer] = nn.Parameter(kernel.permute(order).contiguous())
-            self.biases[layer] = nn.Parameter(torch.tensor(np.asarray(values["bias"])))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [b, classes]."""
