@@ -66,6 +66,7 @@ def _input_row(c: Config, repeats: int) -> Row:
         if jpegs:
             alone.append(_rates(decode, SECONDS))
     row: Row = {"format": c.data.format, "size": c.data.size, "batch": c.batch}
+    row |= {"devices": c.devices}
     row |= {"images/CPU-s": _median(ours, 0), "images/s": _median(ours, 1)}
     if jpegs:
         row |= {"decoding alone, images/CPU-s": _median(alone, 0)}
