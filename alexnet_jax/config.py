@@ -8,6 +8,7 @@ compiled or written. No field has a default: a config file shows all that a run 
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -147,6 +148,11 @@ class Cifar:
         kinds = [layer.kind for layer in self.layers]
         if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
             raise ValueError(f"the last of layers must be dense, with {self.classes} units")
+        for layer in self.layers:
+            if not re.fullmatch(r"(conv|fc)\d+", layer.name):
+                raise ValueError(f"layer {layer.name!r}: call it conv or fc with a number")
+            if layer.kind == "dense" and set(layer.then) - {"relu", "tanh"}:
+                raise ValueError(f"only relu and tanh can follow {layer.name}, which is dense")
         if len(set(self.names)) != len(kinds) or "conv" in kinds[kinds.index("dense") :]:
             raise ValueError("layers must have different names, and the dense ones stand last")
 
@@ -246,11 +252,13 @@ class Config:
         named = set(self.optim.layer_decay)
         if isinstance(self.policy, Schedule):
             named |= {name for phase in self.policy.phases for name in phase.layers}
-        unknown = sorted(named - set(LAYERS) - set(self.model.names))
+        # A layer may be named that is left out.
+        known = LAYERS if isinstance(self.model, AlexNet) else self.model.names
+        unknown = sorted(named - set(known))
         if unknown:
             raise ValueError(
                 f"{unknown[0]!r} in optim.layer_decay or policy.phases is no layer; "
-                f"there are {', '.join(self.model.names)}"
+                f"there are {', '.join(known)}"
             )
 
 

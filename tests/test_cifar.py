@@ -74,6 +74,21 @@ def test_logits_loss_and_every_gradient_are_pytorchs(crop, activation):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "steps"}, "layer 'steps': call it conv or fc with a number"),
+        ({"then": ["max"]}, "only relu and tanh can follow fc10, which is dense"),
+        ({"then": ["sigmoid"]}, "'sigmoid' is none of 'relu', 'tanh'"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(change, said):
+    layers = config.as_dict(net())["model"]["layers"]
+    layers[-1] |= change
+    with pytest.raises(UserError, match=said):
+        net(layers=layers)
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"classes": 11}, "the last of layers must be dense, with 11 units"),
@@ -88,6 +103,6 @@ def test_layers_that_do_not_fit_are_refused(values, said):
 
 def test_a_decay_or_rate_of_no_layer_is_refused():
     plain = config.as_dict(net())
-    plain["optim"]["layer_decay"] = {"fc11": 1.0}
-    with pytest.raises(UserError, match=r"'fc11' in optim.layer_decay .* is no layer; there are"):
+    plain["optim"]["layer_decay"] = {"conv5": 1.0}  # AlexNet has one, this net has none
+    with pytest.raises(UserError, match=r"'conv5' in optim.layer_decay .* there are conv1, conv2"):
         config.parse(plain)

@@ -10,25 +10,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from absl import flags
 
 from alexnet_jax import command, host
 from alexnet_jax.benchmark import compiled, feeding, layers, program, step
-from alexnet_jax.benchmark.bench import Bench, Row, with_records
+from alexnet_jax.benchmark.bench import Bench, DType, Row, with_records
 from alexnet_jax.data import cores
 from alexnet_jax.errors import UserError
 
 _BATCH = flags.DEFINE_list("batch", None, "Pictures in a step; the config's.")
 _DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; the config's.")
 _DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; the config's.")
-_PEER = flags.DEFINE_bool("peer", False, "Time PyTorch and plain JAX beside, in turn.")
+_PEER = flags.DEFINE_bool("peer", False, "In step: time PyTorch and plain JAX beside.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions of each thing.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "Write the table to this file, too.")
-
-DType = Literal["float32", "bfloat16"]
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "step": step.measure,
@@ -45,6 +43,10 @@ def main(arguments: Sequence[str]) -> None:
     """Measures a section; prints the table."""
     if len(arguments) != 1 or arguments[0] not in SECTIONS:
         raise UserError(f"name one section: {', '.join(SECTIONS)}; got {' '.join(arguments)!r}")
+    if _PEER.value and arguments[0] != "step":
+        raise UserError(f"--peer: {arguments[0]} has no peers, only step has")
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        raise UserError(f"--json={_JSON.value}: make its folder first")
     c = command.given_config()
     devices = _numbers(_DEVICES, c.devices)
     host.set_up(max(devices))

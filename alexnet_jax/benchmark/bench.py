@@ -18,7 +18,7 @@ from alexnet_jax.data.records import is_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import local_rows, place_batch
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import make_setup
+from alexnet_jax.setup import Setup, make_setup
 from alexnet_jax.state import init_state
 from alexnet_jax.train import make_control, make_step
 
@@ -28,12 +28,15 @@ Row = dict[str, Any]
 """A line of a table: numbers and texts by column."""
 
 
+DType = Literal["float32", "bfloat16"]
+
+
 class Bench(NamedTuple):
     """What is asked for."""
 
     config: Config  # with records that exist
     batches: tuple[int, ...]
-    dtypes: tuple[Literal["float32", "bfloat16"], ...]
+    dtypes: tuple[DType, ...]
     devices: tuple[int, ...]
     peer: bool  # whether to time PyTorch and plain JAX beside
     repeats: int
@@ -43,6 +46,11 @@ class Bench(NamedTuple):
         """The config with each batch, dtype and number of devices, the latter changing fastest."""
         for batch, dtype, devices in itertools.product(self.batches, self.dtypes, self.devices):
             yield dataclasses.replace(self.config, batch=batch, dtype=dtype, devices=devices)
+
+
+def case(c: Config) -> Row:
+    """The columns with which a row begins."""
+    return {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
 
 
 def with_records(c: Config, folder: Path) -> Config:
@@ -61,8 +69,7 @@ class Step:
     def __init__(self, c: Config) -> None:
         self.setup = make_setup(c)
         mesh = self.setup.network.mesh
-        batches = batches_of(self)
-        with closing(batches):
+        with closing(batches_of(self.setup)) as batches:
             self.batch = place_batch(mesh, next(batches), c.batch)
         self.control = make_control(self.setup, optim.make_policy(c.policy).setting(0))
         self.state = init_state(self.setup)
@@ -81,11 +88,10 @@ class Step:
         jax.block_until_ready(self.state)
 
 
-def batches_of(step: Step) -> Any:
-    """The iterator over the training batches of a step's config."""
-    c = step.setup.config
-    rows = local_rows(step.setup.network.mesh, c.batch)
-    return train_batches(step.setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
+def batches_of(setup: Setup) -> Any:
+    """The iterator over the training batches of a setup's config."""
+    c, rows = setup.config, local_rows(setup.network.mesh, setup.config.batch)
+    return train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
 
 
 def peers(module: str) -> Any:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from alexnet_jax import config, host
-from alexnet_jax.benchmark.bench import Bench, Row, Step
+from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.errors import UserError
 
 _CODE = "import sys; from alexnet_jax.benchmark.compiled import start; start(sys.argv[1])"
@@ -18,10 +18,9 @@ def measure(bench: Bench) -> list[Row]:
     """Seconds of a first and a second start, each a process of its own."""
     rows: list[Row] = []
     for i, c in enumerate(bench.cases()):
-        case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
         first, second = (_seconds(c, bench.folder / f"cache-{i}") for _ in range(2))
         times = {"first start, s": first, "second start, s": second}
-        rows.append(case | times | {"ratio": second / first})
+        rows.append(case(c) | times | {"ratio": second / first})
     return rows
 
 

@@ -12,13 +12,12 @@ import numpy as np
 import simplejpeg
 
 from alexnet_jax import workdir
-from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, with_records
+from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, case, with_records
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config
-from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import local_rows, place_batch
+from alexnet_jax.model.mesh import place_batch
 from alexnet_jax.setup import make_setup
 
 SECONDS = 1.0  # of each repetition
@@ -44,7 +43,6 @@ def _with_format(c: Config, kind: Literal["jpeg", "raw"], folder: Path) -> Confi
 def _input_row(c: Config, repeats: int) -> Row:
     """Alternates with decoding alone, for which the reading threads must have ended."""
     setup = make_setup(c)
-    mesh, rows = setup.network.mesh, local_rows(setup.network.mesh, c.batch)
     jpegs = _jpegs(setup.train) if c.data.format == "jpeg" else []
 
     def decode() -> int:
@@ -53,20 +51,18 @@ def _input_row(c: Config, repeats: int) -> Row:
         return len(jpegs)
 
     ours, alone = [], []
-    for seed in range(repeats):
-        reading = train_batches(setup.train, c.data, batch=c.batch, seed=seed, rows=rows)
-        with closing(reading) as batches:
+    for _ in range(repeats):
+        with closing(batches_of(setup)) as batches:
 
             def batch(batches: Any = batches) -> int:
-                jax.block_until_ready(place_batch(mesh, next(batches), c.batch))
+                jax.block_until_ready(place_batch(setup.network.mesh, next(batches), c.batch))
                 return c.batch
 
             _rates(batch, SECONDS / 2)  # until as much is read as is taken
             ours.append(_rates(batch, SECONDS))
         if jpegs:
             alone.append(_rates(decode, SECONDS))
-    row: Row = {"format": c.data.format, "size": c.data.size, "batch": c.batch}
-    row |= {"devices": c.devices}
+    row = case(c) | {"format": c.data.format, "size": c.data.size}
     row |= {"images/CPU-s": _median(ours, 0), "images/s": _median(ours, 1)}
     if jpegs:
         row |= {"decoding alone, images/CPU-s": _median(alone, 0)}
@@ -100,17 +96,12 @@ def measure_train(bench: Bench) -> list[Row]:
     rows: list[Row] = []
     for c in bench.cases():
         step = Step(c)
-        with closing(batches_of(step)) as batches:
+        with closing(batches_of(step.setup)) as batches:
             works = {"one batch again": step.run, "from records": _real(step, batches)}
             times = alternate(works, bench.repeats, seconds=3.0)
             stall = _stall(step, batches, bench.folder, times["one batch again"].median)
         again, real = (times[name].median for name in works)
-        row: Row = {
-            "batch": c.batch,
-            "devices": c.devices,
-            "dtype": c.dtype,
-            "format": c.data.format,
-        }
+        row = case(c) | {"format": c.data.format}
         row |= {"one batch again, images/s": c.batch / again, "from records": c.batch / real}
         rows.append(row | {"ratio": again / real} | stall)
     return rows

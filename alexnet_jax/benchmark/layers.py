@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.benchmark.bench import Bench, Row, Step
+from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.model.layers import Draw
 from alexnet_jax.model.mesh import DATA, TOWER
@@ -22,25 +22,26 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _rows(step: Step, repeats: int) -> list[Row]:
-    c, works = step.setup.config, dict[str, Work]()
+    setup, c, works = step.setup, step.setup.config, dict[str, Work]()
+    images = training_input(setup, setup.pixels, step.batch, step.control)
     for layer in c.model.names:
-        works |= {f"{layer} {way}": _up_to(step, layer, way == "both") for way in ("once", "both")}
+        works[f"{layer} once"] = _up_to(step, images, layer, backward=False)
+        works[f"{layer} both"] = _up_to(step, images, layer, backward=True)
     times = alternate(works | {"step": step.run}, repeats, seconds=0.3)
-    case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
     rows, forward, both = list[Row](), 0.0, 0.0
     for layer in c.model.names:
         once, all_ = times[f"{layer} once"].median, times[f"{layer} both"].median
         own = {"forward, ms": once - forward, "backward, ms": all_ - both - (once - forward)}
-        rows.append(case | {"layer": layer} | {name: 1e3 * value for name, value in own.items()})
+        rows.append(case(c) | {"layer": layer} | {name: 1e3 * value for name, value in own.items()})
         forward, both = once, all_
     rest = {"layer": "input, loss, update", "forward, ms": 1e3 * (times["step"].median - both)}
-    return [*rows, case | rest]
+    return [*rows, case(c) | rest]
 
 
-def _up_to(step: Step, layer: str, backward: bool) -> Work:
+def _up_to(step: Step, images: jax.Array, layer: str, backward: bool) -> Work:
     """The training network up to `layer`; and the gradients of all parameters up to there."""
-    setup = step.setup
-    network, rows = setup.network, setup.network.spec(DATA)
+    network = step.setup.network
+    rows = network.spec(DATA)
 
     def output(params: Any, images: jax.Array, numbers: jax.Array) -> jax.Array:
         draw = Draw(jax.random.key(0), numbers)
@@ -50,7 +51,6 @@ def _up_to(step: Step, layer: str, backward: bool) -> Work:
     def gradients(params: Any, images: jax.Array, numbers: jax.Array) -> Any:
         return jax.grad(lambda params: output(params, images, numbers)[0, 0])(params)
 
-    images = training_input(setup, setup.pixels, step.batch, step.control)
     function, outcome = (
         (gradients, network.specs) if backward else (output, network.spec(DATA, TOWER))
     )

@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from alexnet_jax.benchmark.bench import Bench, Row, Step
+from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
@@ -60,13 +60,12 @@ def measure_collectives(bench: Bench) -> list[Row]:
     """Every exchange of the step, with its layer and bytes."""
     rows: list[Row] = []
     for c in bench.cases():
-        case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
         for one in collectives(Step(c).compiled.as_text()):
             layers = [word for word in re.findall(r"\w+", one.scope) if word in c.model.names]
             way = "backward" if "transpose(" in one.scope else "forward"
             row = {"kind": one.kind, "layer": " ".join(dict.fromkeys(layers)), "pass": way}
             row |= {"groups": " ".join(str(set(group)) for group in one.groups)}
-            rows.append(case | row | {"bytes sent by a device": one.sent})
+            rows.append(case(c) | row | {"bytes sent by a device": one.sent})
     return rows
 
 
@@ -79,6 +78,5 @@ def measure_memory(bench: Bench) -> list[Row]:
         new = plan.output_size_in_bytes - plan.alias_size_in_bytes
         parts = {"state and input": kept, "temporary": plan.temp_size_in_bytes}
         parts |= {"peak": kept + plan.temp_size_in_bytes + new}
-        case = {"batch": c.batch, "dtype": c.dtype, "devices": c.devices}
-        rows.append(case | {f"{name}, MB": size / 1e6 for name, size in parts.items()})
+        rows.append(case(c) | {f"{name}, MB": size / 1e6 for name, size in parts.items()})
     return rows

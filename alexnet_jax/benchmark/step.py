@@ -9,6 +9,7 @@ from alexnet_jax.benchmark.bench import Bench, Row, Step, peers
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.model.describe import layer_table
+from alexnet_jax.setup import make_network
 from alexnet_jax.train import training_input
 
 SIDE = 2048  # of the matrices whose product is the machine's own rate
@@ -39,7 +40,7 @@ def _compare(cases: list[Config], bench: Bench) -> list[Row]:
     matrices = "a matrix product"
     times = alternate(works | {matrices: _product(c.dtype)}, bench.repeats)
     rate = 2 * SIDE**3 / times.pop(matrices).median
-    flop = training_flop(steps[0])
+    flop = training_flop(c)
     rows = []
     for name, t in times.items():
         speed = c.batch / t.median
@@ -52,10 +53,9 @@ def _compare(cases: list[Config], bench: Bench) -> list[Row]:
     return rows
 
 
-def training_flop(step: Step) -> float:
+def training_flop(c: Config) -> float:
     """Operations of a step for one image, by the usual count: thrice the forward pass."""
-    c, network = step.setup.config, step.setup.network
-    return 6 * sum(row.multiply_adds for row in layer_table(network, c))
+    return 6 * sum(row.multiply_adds for row in layer_table(make_network(c), c))
 
 
 def _product(dtype: str) -> Work:

@@ -313,7 +313,7 @@ _sum_along.defvjp(_sum_along_forward, _sum_along_backward)
 
 def _edges(x: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
     """Padding, on the far side only, for the last windows to be whole."""
-    hang = [-(side - window) % stride for side in x.shape[1:3]]
+    hang = [max(window - side, -(side - window) % stride) for side in x.shape[1:3]]
     return [(0, 0), (0, hang[0]), (0, hang[1]), (0, 0)]
 
 
