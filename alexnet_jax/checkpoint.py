@@ -49,7 +49,13 @@ class Checkpoints:
             read_only=read_only,
         )
         self._put_aside(self._with_bad_scores())  # Orbax would not open the folder
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        # Compressing random-looking floats saves 7% of the bytes and takes six times as long.
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "data": grain.checkpoint.CheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, rising."""
@@ -72,7 +78,7 @@ class Checkpoints:
           scores: 'val/top1_error' if it was measured at this step; else empty.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),
             data=grain.checkpoint.CheckpointSave(data),
             meta=ocp.args.JsonSave(meta),
         )
@@ -138,7 +144,8 @@ class Checkpoints:
         try:
             meta = self._restore(step, meta=ocp.args.JsonRestore()).meta
             check(meta)
-            items = {"state": ocp.args.StandardRestore(state)}
+            placed = ocp.checkpoint_utils.construct_restore_args(state)
+            items = {"state": ocp.args.PyTreeRestore(state, restore_args=placed)}
             if data is not None:
                 items["data"] = grain.checkpoint.CheckpointRestore(data)
             return Restored(step, self._restore(step, **items).state, meta)

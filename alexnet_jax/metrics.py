@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from alexnet_jax.errors import UserError
 
 FILE = "metrics.jsonl"
@@ -27,6 +25,9 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
+        # Here and not above: where PyTorch is installed it imports that, which takes a second.
+        from tensorboardX import SummaryWriter
+
         self.path = workdir / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         written = self.path.with_suffix(".tmp")
