@@ -22,7 +22,7 @@ from alexnet_jax.setup import Setup, make_setup
 from alexnet_jax.state import init_state
 from alexnet_jax.train import make_control, make_step
 
-PICTURES = 512  # that are drawn where the config's records are not there
+PICTURES = 2048  # that are drawn where the config's records are not there
 
 Row = dict[str, Any]
 """A line of a table: numbers and texts by column."""

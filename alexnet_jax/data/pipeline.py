@@ -6,6 +6,9 @@ changes nothing. What needs floats (mean, mirror image, lighting) is left to `au
 device: a uint8 crop is a quarter of the bytes, and mirroring costs the host more than cutting.
 """
 
+import functools
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,11 +110,9 @@ def train_batches(
     Raises:
       UserError: while iterating, at a damaged record.
     """
-    order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
-    indices = order.batch(batch, drop_remainder=True, batch_fn=np.array)
-    return StepIterator(
-        indices.random_map(_TrainRead(split, data, _rows(rows))), data.threads, first_step
-    )
+    steps = grain.MapDataset.range(sys.maxsize).seed(seed)
+    read = _TrainRead(split, data, _Order(len(split), seed), batch, _rows(rows))
+    return StepIterator(steps.random_map(read), data.threads, first_step)
 
 
 def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepIterator:
@@ -140,16 +141,42 @@ def eval_steps(pictures: int, batch: int) -> int:
     return -(-pictures // batch)
 
 
+class _Order:
+    """The order in which pictures are drawn: a new permutation in each epoch.
+
+    Grain's `shuffle` finds one index at a time, in 11 microseconds for ImageNet and 70 for a set of
+    500 pictures: up to half of what reading a raw picture takes.
+    """
+
+    def __init__(self, pictures: int, seed: int) -> None:
+        self._pictures = pictures
+
+        @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+        def permutation(epoch: int) -> np.ndarray:
+            return np.random.default_rng((seed, epoch)).permutation(np.arange(pictures, dtype="i4"))
+
+        self._permutation = permutation
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """The pictures at the places `start` to `start + count` of the endless order: int32."""
+        epochs, places = np.divmod(np.arange(start, start + count), self._pictures)
+        drawn = [self._permutation(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
+        return np.concatenate(drawn)
+
+
 @dataclass(frozen=True)
 class _TrainRead(grain.transforms.RandomMap):
-    """From a global batch's indices, and its own random generator, to this process' batch."""
+    """From a step, and its own random generator, to this process' part of that batch."""
 
     split: Split
     data: Data
+    order: _Order
+    batch: int
     rows: np.ndarray
 
-    def random_map(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
-        batch, crop, free = len(indices), self.data.crop, self.split.size - self.data.crop
+    def random_map(self, step: int, rng: np.random.Generator) -> Batch:
+        batch, crop, free = self.batch, self.data.crop, self.split.size - self.data.crop
+        indices = self.order.indices(step * batch, batch)
         # All is always drawn, so that switching one thing off leaves the others as they were.
         corner = rng.integers(0, free + 1, (batch, 2), np.int32)
         mirror = rng.random(batch) < 0.5
@@ -160,7 +187,7 @@ class _TrainRead(grain.transforms.RandomMap):
             mirror[:] = False
 
         rows = self.rows
-        image = np.empty((len(rows), crop, crop, 3), np.uint8)
+        image = _aligned(len(rows), crop, crop, 3)
         for out, index, (top, left) in zip(image, indices[rows], corner[rows], strict=True):
             self.split.read(index, out, top, left)
         return {
@@ -184,12 +211,22 @@ class _EvalRead(grain.transforms.Map):
     def map(self, step: int) -> Batch:
         indices = step * self.batch + self.rows
         valid = indices < len(self.split)
-        image = np.zeros((len(indices), self.split.size, self.split.size, 3), np.uint8)
+        image = _aligned(len(indices), self.split.size, self.split.size, 3)
+        image[~valid] = 0
         label = np.zeros(len(indices), np.int32)
         label[valid] = self.split.labels[indices[valid]]
         for row in np.flatnonzero(valid):
             self.split.read(indices[row], image[row])
         return {"image": image, "label": label, "valid": valid}
+
+
+def _aligned(*shape: int) -> np.ndarray:
+    """An empty uint8 array whose memory a CPU's devices share with the host instead of copying.
+
+    XLA does so where an address is a multiple of 64 bytes; numpy's own are multiples of 16.
+    """
+    memory = np.empty(math.prod(shape) + 63, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][: math.prod(shape)].reshape(shape)
 
 
 def _rows(ranges: Rows) -> np.ndarray:

@@ -156,10 +156,12 @@ class Split:
 
     def _shard(self, shard: int) -> "_Pictures":
         """Opened when first used: a large set has more files than a process may hold at start."""
+        opened = self._shards[shard]
+        if opened is not None:
+            return opened
         with self._lock:
-            opened = self._shards[shard]
-            if opened is None:
-                opened = self._shards[shard] = self._open(self._paths[shard], self.size)
+            opened = self._shards[shard] or self._open(self._paths[shard], self.size)
+            self._shards[shard] = opened
             return opened
 
 
@@ -179,7 +181,8 @@ def _open_jpeg(path: Path, size: int) -> _Pictures:
 
 
 def _open_raw(path: Path, size: int) -> _Pictures:
-    return np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3).__getitem__
+    mapped = np.asarray(np.memmap(path, np.uint8, "r"))  # indexing a memmap takes longer
+    return mapped.reshape(-1, size, size, 3).__getitem__
 
 
 class Records:

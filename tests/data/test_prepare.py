@@ -1,6 +1,5 @@
 """From a source to records: right pixels, and the same whatever happens on the way."""
 
-import functools
 import hashlib
 import os
 import shutil
@@ -112,9 +111,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
 def test_a_killed_command_goes_on(tmp_path, kind):
     command = [sys.executable, "-m", "alexnet_jax.prepare", "--source=generated:1500", "--size=96"]
     # A shell that runs the tests in the background has them ignore SIGINT, and so their children.
-    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    line = [*command, f"--out={tmp_path}/out"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, preexec_fn=heeded) as process:
+    line = ["env", "--default-signal=INT", *command, f"--out={tmp_path}/out"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "out" / "train-00001.part.npz").exists():
             assert time.monotonic() < deadline
