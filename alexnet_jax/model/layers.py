@@ -6,6 +6,7 @@ that it sees is two towers' kernels side by side. Each tower is computed by itse
 convolution the gradient would take about eleven times as long on a CPU.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -55,17 +56,18 @@ class TowerConv(nnx.Module):
             kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
             towers = x.shape[-1] // kernel.shape[-2]
             parts = (jnp.split(whole, towers, axis=-1) for whole in (x, kernel, bias))
-            outputs = [self.after(self._convolve(x, k) + b) for x, k, b in zip(*parts, strict=True)]
+            outputs = [self.after(self._convolve(*part)) for part in zip(*parts, strict=True)]
             return jnp.concatenate(outputs, axis=-1)
 
     def after(self, x: jax.Array) -> jax.Array:
         """What follows in each tower by itself; for layers that add something."""
         return x
 
-    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         padding = [self.padding(side, kernel.shape[0]) for side in x.shape[1:3]]
         strides, numbers = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+        x = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+        return _add_bias(x, bias)
 
     def padding(self, side: int, window: int) -> tuple[int, int]:
         """Zeros before and after a side of `side` pixels.
@@ -78,6 +80,16 @@ class TowerConv(nnx.Module):
             return (window // 2, (window - 1) // 2)
         outputs = -(-(side - window) // self.stride) + 1
         return (0, (outputs - 1) * self.stride + window - side)
+
+
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x + bias, [b, h, w, maps] + [maps].
+
+    Written as a product with ones, of which the addition is left when it is compiled, for the sake
+    of its gradient: a matrix product sums five times as fast as XLA's own sum on a CPU.
+    """
+    places = jnp.ones((math.prod(x.shape[:-1]), 1), x.dtype)
+    return x + (places @ bias[None]).reshape(x.shape)
 
 
 class TowerDense(nnx.Module):
