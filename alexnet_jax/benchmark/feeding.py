@@ -121,12 +121,15 @@ def _real(step: Step, batches: Any) -> Work:
 def _stall(step: Step, batches: Any, folder: Path, seconds: float) -> Row:
     """How long a checkpoint holds up the loop, and how much slower steps are until it is written.
 
-    The stall is the time lost, as a share of what the steps take meanwhile: `seconds` each.
+    The stall is the time during which no step is under way, as a share of the time until the end of
+    the step in which the checkpoint is complete. Steps take `seconds` each when nothing is written.
     """
     meta = {"records": step.setup.records.manifest.hash, "policy": {}}
     with Checkpoints(folder / f"{step.setup.config.batch}" / workdir.CHECKPOINTS) as checkpoints:
+        checkpoints.save(1, step.state, batches, meta, {})  # the first makes Orbax' threads
+        checkpoints.wait()
         start = time.perf_counter()
-        checkpoints.save(1, step.state, batches, meta, {})
+        checkpoints.save(2, step.state, batches, meta, {})
         held, steps = time.perf_counter() - start, 0
         while checkpoints.writing():
             step.run(1)
@@ -135,6 +138,7 @@ def _stall(step: Step, batches: Any, folder: Path, seconds: float) -> Row:
     return {
         "checkpoint holds up, s": held,
         "written after, s": written,
+        "stall": held / written,
         "steps meanwhile": steps,
-        "stall": (written - steps * seconds) / written,
+        "longer by": (written - held) / (steps * seconds) - 1 if steps else 0.0,
     }
