@@ -10,8 +10,11 @@ from alexnet_jax import config
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.describe import layer_table
-from alexnet_jax.setup import make_network
+from alexnet_jax.setup import make_network, make_setup
+from alexnet_jax.state import init_state
+from alexnet_jax.train import make_step
 from configs import cifar10
+from tests.test_towers import step_inputs
 
 
 def net(**values):
@@ -71,6 +74,29 @@ def test_logits_loss_and_every_gradient_are_pytorchs(crop, activation):
         order = (2, 3, 1, 0) if weight.ndim == 4 else (1, 0)
         np.testing.assert_allclose(values["kernel"], weight.permute(order), **near)
         np.testing.assert_allclose(values["bias"], peer.biases[layer].grad, **near)
+
+
+def losses_and_params(records, devices):
+    values = config.as_dict(net())
+    values |= {"devices": devices, "batch": 16}
+    values["data"] |= {"records": str(records), "size": 72, "validation": "validation"}
+    setup = make_setup(config.parse(values))
+    batches, placed, control = step_inputs(setup)
+    step, state, losses = make_step(setup), init_state(setup), []
+    for _, batch in zip(range(4), placed, strict=False):
+        state, (loss, _) = step(state, setup.pixels, batch, control)
+        losses.append(np.asarray(loss))
+    batches.close()
+    return losses, jax.device_get(state["params"])
+
+
+def test_the_number_of_devices_changes_no_result(records):
+    near = {"rtol": 1e-4, "atol": 1e-6}
+    losses, params = losses_and_params(records, 1)
+    for devices in (2, 4):
+        others, other_params = losses_and_params(records, devices)
+        np.testing.assert_allclose(others, losses, **near)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **near), other_params, params)
 
 
 @pytest.mark.parametrize(

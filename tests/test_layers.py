@@ -17,6 +17,31 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.parametrize(("window", "side"), [(5, 8), (5, 7), (3, 6), (4, 9), (2, 5), (1, 4)])
+@pytest.mark.parametrize("seen", [1, 3, 4])
+def test_a_convolution_of_a_picture_and_its_gradients_are_pytorchs(window, side, seen):
+    torch = pytest.importorskip("torch")
+    layer = layers.TowerConv(window, seen, 6, name="conv1", std=0.1, bias=0.5, rngs=nnx.Rngs(0))
+    x, pull = normal(2, side, side + 3, seen), normal(2, side, side + 3, 6)
+    graph, state = nnx.split(layer)
+    y, backward = jax.vjp(lambda x, state: nnx.merge(graph, state)(x), x, state)
+    ours, gradients = nnx.to_pure_dict(state), backward(pull)
+    tx, tk, tb = (
+        torch.tensor(np.array(value), requires_grad=True)
+        for value in (x, ours["kernel"], ours["bias"])
+    )
+    before, after = layer.padding(side, window)
+    padded = torch.nn.functional.pad(tx.permute(0, 3, 1, 2), (before, after, before, after))
+    theirs = torch.nn.functional.conv2d(padded, tk.permute(3, 2, 0, 1), tb).permute(0, 2, 3, 1)
+    theirs.backward(torch.tensor(pull))
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(y, theirs.detach(), **near)
+    np.testing.assert_allclose(gradients[0], tx.grad, **near)
+    of_parameters = nnx.to_pure_dict(gradients[1])
+    np.testing.assert_allclose(of_parameters["kernel"], tk.grad, **near)
+    np.testing.assert_allclose(of_parameters["bias"], tb.grad, **near)
+
+
 def across_maps_by_hand(x, formula, maps):
     """§3.3 with loops; the sum runs from max(0, i - n/2) to min(N - 1, i + n/2) in a tower."""
     f, size, out = formula, formula.size, np.empty_like(x)

@@ -1,7 +1,7 @@
 """The small nets that the authors trained on CIFAR-10 (§3.1, §3.3): layers in one row."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,19 +23,54 @@ from alexnet_jax.model.layers import (
 Step = Callable[[jax.Array], jax.Array]
 
 
+class ConvLayer(TowerConv):
+    """A convolution and what follows it: pooling, an activation, a response normalisation."""
+
+    def __init__(
+        self, c: config.Cifar, layer: config.CifarLayer, seen: int, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(layer.window, seen, layer.units, **_initial(layer, rngs))
+        steps = _steps(c)
+        # A maximum plus the bias is the maximum of all plus the bias, and fewer are added.
+        first = 1 if layer.then[:1] == ("max",) else 0
+        self.first = tuple(steps[name] for name in layer.then[:first])
+        self.then = tuple(steps[name] for name in layer.then[first:])
+
+    def before_bias(self, x: jax.Array) -> jax.Array:
+        """Pooling by maxima, if it comes first."""
+        return _in_turn(self.first, x)
+
+    def after(self, x: jax.Array) -> jax.Array:
+        """The other steps."""
+        return _in_turn(self.then, x)
+
+
+class DenseLayer(TowerDense):
+    """A hidden fully connected layer and its activation."""
+
+    def __init__(
+        self, c: config.Cifar, layer: config.CifarLayer, places: int, seen: int, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(places, seen, layer.units, **_initial(layer, rngs))
+        self.then = tuple(_steps(c)[name] for name in layer.then)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, ..., seen] -> [b, neurons], in x's dtype."""
+        return _in_turn(self.then, super().__call__(x))
+
+
 class CifarNet(nnx.Module):
     """The layers that `config.Cifar` lists. Pooling halves a side, rounded up: 32, 16, 8, 4."""
 
     def __init__(self, c: config.Cifar, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
         """A net for pictures of crop x crop pixels that computes in `dtype`."""
         self.dtype, self.names = jnp.dtype(dtype), c.names
-        self.steps = tuple(tuple(_steps(c, layer)) for layer in c.layers)
         shape = (1, crop, crop, 3)
-        for layer, steps in zip(c.layers, self.steps, strict=True):
+        for layer in c.layers:
             module = _module(c, layer, shape, rngs)
             setattr(self, layer.name, module)
             image = jax.ShapeDtypeStruct(shape, self.dtype)
-            shape = jax.eval_shape(partial(_layer, module, steps), image).shape
+            shape = jax.eval_shape(partial(_call, module), image).shape
 
     def outputs(self, images: jax.Array, draw: Draw | None = None) -> dict[str, jax.Array]:
         """The output of every layer, by name; the last are the logits, [b, classes] float32.
@@ -46,8 +81,8 @@ class CifarNet(nnx.Module):
         """
         del draw
         out, x = {}, images.astype(self.dtype)
-        for name, steps in zip(self.names, self.steps, strict=True):
-            x = out[name] = _layer(getattr(self, name), steps, x)
+        for name in self.names:
+            x = out[name] = _call(getattr(self, name), x)
         return out
 
     def __call__(self, images: jax.Array, draw: Draw | None = None) -> jax.Array:
@@ -55,39 +90,43 @@ class CifarNet(nnx.Module):
         return self.outputs(images, draw)[self.names[-1]]
 
 
-def _layer(
-    module: TowerConv | TowerDense | Logits, steps: tuple[Step, ...], x: jax.Array
-) -> jax.Array:
-    if isinstance(module, Logits):
-        x = x.reshape(x.shape[0], -1)
-    x = module(x)
-    with jax.named_scope(module.name):
-        for step in steps:
-            x = step(x)
-    return x
+Layer = ConvLayer | DenseLayer | Logits
 
 
-def _steps(c: config.Cifar, layer: config.CifarLayer) -> Iterator[Step]:
-    """What follows the layer, in order."""
+def _module(
+    c: config.Cifar, layer: config.CifarLayer, shape: tuple[int, ...], rngs: nnx.Rngs
+) -> Layer:
+    """The layer for inputs of `shape`."""
+    _, *places, seen = shape
+    if layer.kind == "conv":
+        return ConvLayer(c, layer, seen, rngs)
+    if layer.name == c.names[-1]:
+        return Logits(math.prod(places) * seen, layer.units, **_initial(layer, rngs))
+    return DenseLayer(c, layer, math.prod(places), seen, rngs)
+
+
+def _call(layer: Layer, x: jax.Array) -> jax.Array:
+    return layer(x.reshape(x.shape[0], -1) if isinstance(layer, Logits) else x)
+
+
+def _initial(layer: config.CifarLayer, rngs: nnx.Rngs) -> dict[str, Any]:
+    """What a layer is told of its parameters."""
+    return {"name": layer.name, "std": layer.std, "bias": 0.0, "rngs": rngs}
+
+
+def _steps(c: config.Cifar) -> dict[str, Step]:
+    """What can follow a layer, by its name in the config."""
     pool: dict[str, Any] = {"window": c.pool_window, "stride": c.pool_stride}
-    known: dict[str, Step] = {
+    return {
         "relu": jax.nn.relu,
         "tanh": jnp.tanh,
         "max": partial(max_pool_over_edges, **pool),
         "average": partial(average_pool_over_edges, **pool),
         "within_map": partial(normalise_within_maps, formula=c.within_map),
     }
-    return (known[name] for name in layer.then)
 
 
-def _module(
-    c: config.Cifar, layer: config.CifarLayer, shape: tuple[int, ...], rngs: nnx.Rngs
-) -> TowerConv | TowerDense | Logits:
-    """The layer for inputs of `shape`."""
-    initial: dict[str, Any] = {"name": layer.name, "std": layer.std, "bias": 0.0, "rngs": rngs}
-    _, *places, seen = shape
-    if layer.kind == "conv":
-        return TowerConv(layer.window, seen, layer.units, **initial)
-    if layer.name == c.names[-1]:
-        return Logits(math.prod(places) * seen, layer.units, **initial)
-    return TowerDense(math.prod(places), seen, layer.units, **initial)
+def _in_turn(steps: tuple[Step, ...], x: jax.Array) -> jax.Array:
+    for step in steps:
+        x = step(x)
+    return x

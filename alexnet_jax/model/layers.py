@@ -56,18 +56,27 @@ class TowerConv(nnx.Module):
             kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
             towers = x.shape[-1] // kernel.shape[-2]
             parts = (jnp.split(whole, towers, axis=-1) for whole in (x, kernel, bias))
-            outputs = [self.after(self._convolve(*part)) for part in zip(*parts, strict=True)]
+            outputs = [
+                self.after(_add_bias(self.before_bias(self._convolve(x, k)), b))
+                for x, k, b in zip(*parts, strict=True)
+            ]
             return jnp.concatenate(outputs, axis=-1)
+
+    def before_bias(self, x: jax.Array) -> jax.Array:
+        """What may come first as no constant changes it: a maximum, which leaves less to add to."""
+        return x
 
     def after(self, x: jax.Array) -> jax.Array:
         """What follows in each tower by itself; for layers that add something."""
         return x
 
-    def _convolve(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        padding = [self.padding(side, kernel.shape[0]) for side in x.shape[1:3]]
-        strides, numbers = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        x = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
-        return _add_bias(x, bias)
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        window, _, seen, _ = kernel.shape
+        padding = tuple(self.padding(side, window) for side in x.shape[1:3])
+        strides = (self.stride, self.stride)
+        few = seen <= 4 and self.stride == 1 and jax.default_backend() == "cpu"
+        convolve = _convolve_in_pairs if few else _convolve
+        return convolve(x, kernel, strides, padding)
 
     def padding(self, side: int, window: int) -> tuple[int, int]:
         """Zeros before and after a side of `side` pixels.
@@ -82,11 +91,62 @@ class TowerConv(nnx.Module):
         return (0, (outputs - 1) * self.stride + window - side)
 
 
+Padding = tuple[tuple[int, int], ...]
+"""Zeros before and after each side of a picture."""
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_in_pairs(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """As `_convolve` with stride 1; for the few colours of a picture it is faster on a CPU.
+
+    With so few values in a window, most of the time goes into fetching them. Here two neighbouring
+    pixels stand as one with twice the colours, and two kernels, the second moved by a pixel, as one
+    with twice the maps: more products, but 0.6 to 0.7 of the time. The gradients, which would gain
+    nothing, are `_convolve`'s.
+    """
+    batch, _, width, seen = x.shape
+    window, maps = kernel.shape[0], kernel.shape[-1]
+    outputs = width + sum(padding[1]) - window + 1
+    pairs, beyond = -(-outputs // 2), window // 2  # of outputs, and of pixels to their right
+    right = 2 * (pairs + beyond) - width - padding[1][0]
+    x = jnp.pad(x, ((0, 0), padding[0], (padding[1][0], right), (0, 0)))
+    x = x.reshape(batch, x.shape[1], pairs + beyond, 2 * seen)
+    room = 2 * (1 + beyond) - window
+    moved = [jnp.pad(kernel, ((0, 0), (by, room - by), (0, 0), (0, 0))) for by in (0, 1)]
+    kernels = jnp.stack(moved, axis=-2).reshape(window, 1 + beyond, 2 * seen, 2 * maps)
+    y = _convolve(x, kernels, strides, ((0, 0), (0, 0)))
+    return y.reshape(batch, y.shape[1], 2 * pairs, maps)[:, :, :outputs]
+
+
+def _convolve_in_pairs_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_in_pairs(x, kernel, strides, padding), (x, kernel)
+
+
+def _convolve_in_pairs_backward(
+    strides: tuple[int, int], padding: Padding, saved: tuple[jax.Array, jax.Array], pull: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(lambda x, kernel: _convolve(x, kernel, strides, padding), *saved)[1](pull)
+
+
+_convolve_in_pairs.defvjp(_convolve_in_pairs_forward, _convolve_in_pairs_backward)
+
+
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """x + bias, [b, h, w, maps] + [maps].
 
-    Written as a product with ones, of which the addition is left when it is compiled, for the sake
-    of its gradient: a matrix product sums five times as fast as XLA's own sum on a CPU.
+    Written as a product with ones, which the compiler turns into an addition, for the sake of its
+    gradient: on a CPU a matrix product sums up to five times as fast as XLA's own sum.
     """
     places = jnp.ones((math.prod(x.shape[:-1]), 1), x.dtype)
     return x + (places @ bias[None]).reshape(x.shape)
