@@ -19,16 +19,18 @@ def run(job: Callable[[Sequence[str]], None], stopped: str) -> None:
     An error that the user can mend gives one line and status 2; Ctrl-C gives `stopped` and 130.
     """
 
-    def guarded(arguments: Sequence[str]) -> None:
-        try:
-            job(arguments[1:])
-        except (UserError, OSError) as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            print(stopped, file=sys.stderr)
-            sys.exit(130)
+    app.run(lambda line: guard(lambda: job(line[1:]), stopped), flags_parser=_parse_flags)
 
-    app.run(guarded, flags_parser=_parse_flags)
+
+def guard(job: Callable[[], None], stopped: str) -> None:
+    """Does `job`. Exits with one line where an error that the user can mend or Ctrl-C ends it."""
+    try:
+        job()
+    except (UserError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
 
 
 def given_config() -> config.Config:

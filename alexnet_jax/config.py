@@ -125,10 +125,10 @@ class CifarLayer:
     """A layer of one of the authors' CIFAR-10 nets, and what follows it, in order."""
 
     name: str
-    kind: Literal["conv", "dense"]
+    kind: Literal["conv", "local", "dense"]  # local: a convolution with kernels for each place
     window: int = number(1)  # side of a convolution's kernels, pixels; 1 for a dense layer
     units: int = number(1)  # kernels or neurons
-    then: tuple[str, ...] = names("relu", "tanh", "max", "average", "within_map")
+    then: tuple[str, ...] = names("relu", "tanh", "max", "average", "within_map", "across_maps")
     std: float = number(0)  # standard deviation of the initial weights; the biases are 0
 
 
@@ -143,17 +143,19 @@ class Cifar:
     pool_window: int = number(1)
     pool_stride: int = number(1)
     within_map: Formula
+    across_maps: Formula
 
     def __post_init__(self) -> None:
         kinds = [layer.kind for layer in self.layers]
         if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
             raise ValueError(f"the last of layers must be dense, with {self.classes} units")
         for layer in self.layers:
-            if not re.fullmatch(r"(conv|fc)\d+", layer.name):
-                raise ValueError(f"layer {layer.name!r}: call it conv or fc with a number")
+            if not re.fullmatch(r"(conv|local|fc)\d+", layer.name):
+                raise ValueError(f"layer {layer.name!r}: call it conv, local or fc with a number")
             if layer.kind == "dense" and set(layer.then) - {"relu", "tanh"}:
                 raise ValueError(f"only relu and tanh can follow {layer.name}, which is dense")
-        if len(set(self.names)) != len(kinds) or "conv" in kinds[kinds.index("dense") :]:
+        after = set(kinds[kinds.index("dense") :])
+        if len(set(self.names)) != len(kinds) or after != {"dense"}:
             raise ValueError("layers must have different names, and the dense ones stand last")
 
     @property

@@ -1,153 +1,167 @@
-"""Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
+"""Error rates of trained networks, by the centre crop or by ten views; one, or several averaged.
 
-from collections.abc import Callable
-from contextlib import closing
+python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
+
+The networks' softmax outputs are averaged (§6.1), with equal weights. With --weights=search each
+has a weight of its own, as in 2012: found on every second picture of the split, by what the average
+loses there; the error rates that are printed are then those of the other pictures.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import config, workdir
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data import augment
-from alexnet_jax.data.pipeline import eval_batches, eval_steps
-from alexnet_jax.data.records import Split
+from alexnet_jax import command, config, host, trained
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import DATA, local_rows, place_batch
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.state import restore_state
-from alexnet_jax.terminal import progress_bar, say
+from alexnet_jax.scores import Evaluator, Scores, label_ranks, mean_scores
+from alexnet_jax.terminal import say
 
 
-class Scores(NamedTuple):
-    """Of a split. Errors are shares of all its pictures, in [0, 1]; loss is the mean, in nats."""
-
-    loss: float
-    top1_error: float
-    top5_error: float
-    pictures: int
-
-    def named(self, prefix: str) -> dict[str, float]:
-        """As metrics: 'val/top1_error' and so on."""
-        values = {"loss": self.loss, "top1_error": self.top1_error, "top5_error": self.top5_error}
-        return {f"{prefix}/{name}": value for name, value in values.items()}
-
-    def text(self) -> str:
-        """For people."""
-        return (
-            f"top-1 error {self.top1_error:.2%}, top-5 error {self.top5_error:.2%}, "
-            f"loss {self.loss:.4f} ({self.pictures} pictures)"
-        )
-
-
-class Evaluator:
-    """Scores splits; each way of looking is compiled once.
-
-    With one view the network runs once on the centre crop. With ten, the softmax outputs for the
-    four corners, the centre, and their mirror images are averaged, as in §4.1.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self._one = self._compiled(self._centre)
-        self._ten = self._compiled(self._average)
-
-    def score(self, params: Any, split: Split, *, ten_views: bool, what: str) -> Scores:
-        """Scores every picture of `split` once; the progress bar is called `what`."""
-        c, mesh = self.setup.config, self.setup.network.mesh
-        look, batch = self._ten if ten_views else self._one, c.evaluate.batch
-        rows = local_rows(mesh, batch)
-        losses, ranks = [], []
-        batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
-        total = eval_steps(len(split), batch)
-        with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
-            for one in batches:
-                valid = one.pop("valid")
-                outcome = look(params, self.setup.pixels, place_batch(mesh, one, batch))
-                loss, rank = jax.device_get(outcome)
-                losses.append(loss[valid])
-                ranks.append(rank[valid])
-                bar.update()
-        return mean_scores(np.concatenate(losses), np.concatenate(ranks))
-
-    def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
-        """(params, pixels, batch) -> for each picture its loss and its label's rank."""
-
-        def look(
-            params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]
-        ) -> tuple[jax.Array, jax.Array]:
-            network = self.setup.network.bind(params)
-            chances = log_probabilities(network, pixels["mean"], batch["image"])
-            own = jnp.take_along_axis(chances, batch["label"][:, None], axis=-1)[:, 0]
-            return -own, label_ranks(chances, batch["label"])
-
-        network = self.setup.network
-        rows = network.spec(DATA)
-        return network.jit(network.shard_map(look, (network.specs, P(), rows), (rows, rows)))
-
-    def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
-        pictures = augment.view(images, mean, self.setup.config.data, number)
-        return jax.nn.log_softmax(network(pictures))
-
-    def _centre(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
-        return self._view(network, mean, images, augment.CENTRE)
-
-    def _average(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
-        """The logarithm of the mean of ten softmax outputs.
-
-        One view after the other: all ten at once would need ten times the memory.
-        """
-        views = jnp.arange(augment.VIEWS)
-        outputs = jax.lax.map(lambda number: self._view(network, mean, images, number), views)
-        return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
-
-
-def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes stand before the right one: int32 [b]; 0 is right, under 5 is in the top 5.
-
-    Equal scores stand in the order of their numbers. What is not a number is never right.
-
-    Args:
-      scores: [b, classes], logits or probabilities.
-      labels: int [b].
-    """
-    own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
-    later = jnp.arange(scores.shape[-1]) >= labels[:, None]
-    behind = (scores < own) | ((scores == own) & later)
-    return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
-
-
-def mean_scores(losses: np.ndarray, ranks: np.ndarray) -> Scores:
-    """The means over pictures of their losses, float [n], and labels' ranks, int [n]."""
-    return Scores(
-        float(np.mean(losses, dtype=np.float64)),
-        float(np.mean(ranks >= 1)),
-        float(np.mean(ranks >= 5)),
-        len(ranks),
-    )
-
-
-def evaluate(c: config.Config, folder: Path, step: int | Literal["newest", "best"]) -> None:
+def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
     """Scores a checkpoint of a workdir on the validation split, by one view and by ten.
 
     Raises:
-      UserError: the workdir holds no such checkpoint, or another config's run.
+      UserError: see `trained.load`.
     """
-    workdir.check(folder, c)
-    setup = make_setup(c)
-    # Reading only: a run may be going on in this workdir.
-    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        if not checkpoints.steps():
-            raise UserError(f"{folder} has no checkpoint yet; train first")
-        chosen = checkpoints.best_step() if step == "best" else None if step == "newest" else step
-        if step == "best" and chosen is None:
-            raise UserError(f"{folder} has no scored checkpoint yet; give --step=newest")
-        restored = restore_state(setup, checkpoints, step=chosen)
-    assert restored is not None
-    evaluator, split = Evaluator(setup), setup.validation
+    net = trained.load(c, folder, step)
+    evaluator, split = Evaluator(net.setup), net.setup.validation
     for ten_views, name in ((False, "centre crop"), (True, "ten views")):
-        scored = evaluator.score(restored.state["params"], split, ten_views=ten_views, what=name)
-        say(f"step {restored.step}, {c.data.validation}, {name}: {scored.text()}")
+        scored = evaluator.score(net.params, split, ten_views=ten_views, what=name)
+        say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
+
+
+def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, search: bool) -> Scores:
+    """Scores the average of several networks' softmax outputs on their validation split (§6.1).
+
+    Args:
+      nets: trained on the same records; they may be of any kinds.
+      ten_views: average over ten views of each picture, too; else its centre crop.
+      search: find the weights on the pictures 0, 2, 4 ..., and score the others.
+
+    Raises:
+      UserError: they were trained on different records, or score different splits.
+    """
+    _check_alike(nets)
+    labels = nets[0].setup.validation.labels
+    chances = []
+    for net in nets:
+        look = Evaluator(net.setup).log_chances
+        name = f"{net.folder}, step {net.step}"
+        log = look(net.params, net.setup.validation, ten_views=ten_views, what=name)
+        say(f"{name}: {score_chances(np.exp(log), labels).text()}")
+        chances.append(np.exp(log))
+    if not search:
+        together = score_chances(average(chances, np.ones(len(nets))), labels)
+        say(f"{len(nets)} networks, equal weights: {together.text()}")
+        return together
+    weights = search_weights([part[::2] for part in chances], labels[::2])
+    shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
+    together = score_chances(average([part[1::2] for part in chances], weights), labels[1::2])
+    say(f"weights found on every second picture: {shown}")
+    say(f"{len(nets)} networks, these weights, on the other pictures: {together.text()}")
+    return together
+
+
+def average(chances: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The mean of probabilities, each float [n, classes], weighted by `weights`, float [nets]."""
+    shares = weights / weights.sum()
+    weighted = (np.float32(w) * part for w, part in zip(shares, chances, strict=True))
+    return functools.reduce(np.add, weighted)
+
+
+def score_chances(chances: np.ndarray, labels: np.ndarray) -> Scores:
+    """The scores of probabilities, float [n, classes], of pictures with `labels`, int [n]."""
+    ranks = label_ranks(jnp.asarray(chances), jnp.asarray(labels))
+    return mean_scores(_losses(chances, labels), np.asarray(ranks))
+
+
+def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The weights, with sum 1, of the average with the lowest mean loss, one after the other.
+
+    Each weight in turn is multiplied by what lowers the loss most, until no change lowers it.
+    """
+    weights = np.ones(len(chances)) / len(chances)
+
+    def loss(weights: np.ndarray) -> float:
+        return float(_losses(average(chances, weights), labels).mean(dtype=np.float64))
+
+    lowest = loss(weights)
+    for factors in ((0.0, 0.5, 2.0), (0.8, 1.25), (0.95, 1.05)):
+        lowered = True
+        while lowered:
+            lowered = False
+            for net in range(len(weights)):
+                for factor in factors:
+                    tried = weights.copy()
+                    tried[net] *= factor
+                    if tried.sum() and loss(tried) < lowest - 1e-9:
+                        weights, lowest, lowered = tried / tried.sum(), loss(tried), True
+    return weights
+
+
+def _losses(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-log of the own class' probability, of at least the smallest normal float32: float [n]."""
+    own = np.take_along_axis(chances, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+    return -np.log(np.maximum(own, np.finfo(np.float32).tiny))
+
+
+def _check_alike(nets: Sequence[trained.Trained]) -> None:
+    first = nets[0]
+    for net in nets[1:]:
+        ours, theirs = (n.setup.records.manifest.hash for n in (net, first))
+        if ours != theirs:
+            raise UserError(f"{net.folder} was trained on other records than {first.folder}")
+        mine, its = (n.setup.config.data.validation for n in (net, first))
+        if mine != its:
+            raise UserError(f"{net.folder} scores split {mine!r}, {first.folder} {its!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are the process' own if not given."""
+    given = _parser().parse_args(arguments)
+
+    def job() -> None:
+        host.set_up(given.devices)
+        step = trained.parse_step(given.step)
+        folders = [Path(name) for name in given.workdirs.split(",") if name]
+        if not folders:
+            raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
+        nets = [
+            trained.open_trained(f, step=step, devices=given.devices, records=given.records)
+            for f in folders
+        ]
+        search = given.weights == "search"
+        scores = evaluate_together(nets, ten_views=given.views == 10, search=search)
+        if given.json:
+            values = {"workdirs": [str(f) for f in folders], "steps": [net.step for net in nets]}
+            values |= {"views": given.views, "weights": given.weights} | scores._asdict()
+            Path(given.json).write_text(json.dumps(values, indent=2) + "\n")
+
+    command.guard(job, "stopped")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet_jax.evaluate",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workdirs", required=True, help="the runs' folders, separated by commas")
+    add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")
+    add("--weights", choices=("equal", "search"), default="equal", help="of the networks; equal")
+    add("--step", default="newest", help="the checkpoints: newest, best or a number; newest")
+    add("--devices", type=int, default=1, help="on which to compute; 1")
+    add("--records", help="where the runs' records are, if not where they were")
+    add("--json", help="a file to write the scores to")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

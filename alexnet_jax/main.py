@@ -6,12 +6,11 @@ MODE is train, evaluate or describe. Any value of the config can be set as well:
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 
-from alexnet_jax import command, config, host
+from alexnet_jax import command, config, host, trained
 from alexnet_jax.data.records import is_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         _prepare(c)
         fit(c, folder)
     elif _MODE.value == "evaluate":
-        evaluate(c, folder, _step(_STEP.value))
+        evaluate(c, folder, trained.parse_step(_STEP.value))
 
 
 def _describe(c: config.Config) -> None:
@@ -56,12 +55,6 @@ def _prepare(c: config.Config) -> None:
     if data.source.split(":")[0] == "generated" and not is_prepared(data.records):
         print(f"making pictures in {data.records}", flush=True)
         prepare(data.source, data.records, size=data.size, format=data.format)
-
-
-def _step(text: str) -> int | Any:
-    if text not in ("newest", "best") and not text.isdecimal():
-        raise UserError(f"--step={text}: give newest, best or the number of a checkpoint")
-    return int(text) if text.isdecimal() else text
 
 
 if __name__ == "__main__":

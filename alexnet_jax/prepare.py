@@ -9,17 +9,17 @@ rescaling, encoding and summing all leave Python's lock, and threads cannot be o
 import argparse
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 from tqdm import tqdm
 
+from alexnet_jax import command
 from alexnet_jax.data import cores, pictures, records, sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import progress_bar
@@ -74,18 +74,17 @@ def prepare(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; `arguments` are the process' own if not given."""
-    flags = _parser().parse_args(arguments)
-    done = records.is_prepared(flags.out)
-    try:
-        manifest = prepare(**vars(flags))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on in {flags.out}", file=sys.stderr)
-        sys.exit(130)
+    flags = vars(_parser().parse_args(arguments))
+    out = flags["out"]
+    command.guard(lambda: _prepare_and_say(flags), f"stopped; the same command goes on in {out}")
+
+
+def _prepare_and_say(flags: dict[str, Any]) -> None:
+    out = flags["out"]
+    done = records.is_prepared(out)
+    manifest = prepare(**flags)
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
-    print(f"{flags.out} {'was prepared before' if done else 'is prepared'}: {counts} pictures")
+    print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} pictures")
     if "validation" not in manifest.splits:
         there = ", ".join(manifest.splits)
         print(
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"name another by --config.data.validation"
         )
     if manifest.skipped:
-        where = Path(flags.out, records.MANIFEST)
+        where = Path(out, records.MANIFEST)
         print(f"Left out, as they cannot be decoded: {len(manifest.skipped)}, listed in {where}")
 
 

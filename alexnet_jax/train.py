@@ -14,11 +14,11 @@ from alexnet_jax import config, optim, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.evaluate import Evaluator, label_ranks, mean_scores
 from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
 from alexnet_jax.metrics import Clock, MetricsLog
 from alexnet_jax.model.layers import Draw
 from alexnet_jax.model.mesh import DATA, local_rows, place_batch
+from alexnet_jax.scores import Evaluator, label_ranks, mean_scores
 from alexnet_jax.setup import Setup, make_setup, replicate
 from alexnet_jax.state import State, init_state, restore_state, state_specs
 from alexnet_jax.terminal import progress_bar, say

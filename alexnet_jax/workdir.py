@@ -32,8 +32,6 @@ def claim(workdir: Path, c: config.Config) -> None:
 
 def check(workdir: Path, c: config.Config) -> None:
     """Raises UserError unless `workdir` holds a run of this config."""
-    if not (workdir / CONFIG).exists():
-        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it; train first")
     changed = config.differences(_read(workdir), c)
     if changed:
         raise UserError(
@@ -42,8 +40,19 @@ def check(workdir: Path, c: config.Config) -> None:
         )
 
 
+def read_config(workdir: Path) -> config.Config:
+    """The config of the run in `workdir`.
+
+    Raises:
+      UserError: it holds none, or one that this version does not know.
+    """
+    return config.parse(_read(workdir))
+
+
 def _read(workdir: Path) -> dict[str, object]:
     path = workdir / CONFIG
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it; train first")
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:

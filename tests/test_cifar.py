@@ -17,8 +17,8 @@ from configs import cifar10
 from tests.test_towers import step_inputs
 
 
-def net(**values):
-    plain = config.as_dict(config.parse(cifar10.get_config("18")))
+def net(name="18", **values):
+    plain = config.as_dict(config.parse(cifar10.get_config(name)))
     plain["model"].update(values)
     return config.parse(plain)
 
@@ -37,19 +37,37 @@ def test_the_table_of_the_18_percent_net():
     assert multiply_adds == [32**2 * 75 * 32, 16**2 * 800 * 32, 8**2 * 800 * 64, 1024 * 10]
 
 
+def test_the_table_of_the_13_percent_net():
+    c = net("13")
+    rows = layer_table(make_network(c), c)
+    assert [row.output for row in rows][2:4] == [(6, 6, 32), (6, 6, 32)]
+    # Locally connected: 36 places have kernels and biases of their own, each used once.
+    kernels = [36 * 9 * 64 * 32, 36 * 9 * 32 * 32]
+    assert [row.parameters for row in rows][2:4] == [count + 36 * 32 for count in kernels]
+    assert [row.multiply_adds for row in rows][2:4] == kernels
+
+
+def test_the_2x2_of_lrn_and_width_differs_in_these_alone():
+    nets = {name: config.as_dict(net(name)) for name in ("13", "13_lrn", "13_wide", "13_lrn_wide")}
+    lrn, wide = (
+        config.differences(nets["13"], config.parse(nets[name])) for name in ("13_lrn", "13_wide")
+    )
+    assert lrn == wide == ["model.layers"]
+    for name, values in nets.items():
+        layers = {layer["name"]: layer for layer in values["model"]["layers"]}
+        normed = {layer for layer in layers if "across_maps" in layers[layer]["then"]}
+        assert normed == ({"conv1", "conv2"} if "lrn" in name else set())
+        assert layers["local3"]["units"] == (64 if "wide" in name else 32)
+
+
 @pytest.mark.parametrize("crop", [32, 27])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_logits_loss_and_every_gradient_are_pytorchs(crop, activation):
+@pytest.mark.parametrize("name", ["18", "tanh", "26", "13", "11"])
+def test_logits_loss_and_every_gradient_are_pytorchs(crop, name):
     torch = pytest.importorskip("torch")
     from tests.peers.torch_cifar import TorchCifar
 
-    layers = [
-        dict(
-            layer, std=0.1, then=[activation if step == "relu" else step for step in layer["then"]]
-        )
-        for layer in config.as_dict(net())["model"]["layers"]
-    ]
-    c = net(layers=layers).model
+    layers = [dict(layer, std=0.1) for layer in config.as_dict(net(name))["model"]["layers"]]
+    c = net(name, layers=layers).model
     graph, state = nnx.split(CifarNet(c, crop, "float32", nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     images = rng.normal(size=(8, crop, crop, 3)).astype(np.float32)
@@ -72,6 +90,7 @@ def test_logits_loss_and_every_gradient_are_pytorchs(crop, activation):
     for layer, values in nnx.to_pure_dict(gradients).items():
         weight = peer.weights[layer].grad
         order = (2, 3, 1, 0) if weight.ndim == 4 else (1, 0)
+        order = (0, 1, 2, 3) if values["bias"].ndim > 1 else order  # locally connected
         np.testing.assert_allclose(values["kernel"], weight.permute(order), **near)
         np.testing.assert_allclose(values["bias"], peer.biases[layer].grad, **near)
 
@@ -102,7 +121,7 @@ def test_the_number_of_devices_changes_no_result(records):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "steps"}, "layer 'steps': call it conv or fc with a number"),
+        ({"name": "steps"}, "layer 'steps': call it conv, local or fc with a number"),
         ({"then": ["max"]}, "only relu and tanh can follow fc10, which is dense"),
         ({"then": ["sigmoid"]}, "'sigmoid' is none of 'relu', 'tanh'"),
     ],
@@ -125,6 +144,11 @@ def test_a_layer_that_cannot_be_is_refused(change, said):
 def test_layers_that_do_not_fit_are_refused(values, said):
     with pytest.raises(UserError, match=said):
         net(**values)
+
+
+def test_an_unknown_net_is_refused():
+    with pytest.raises(ValueError, match="has no net '12'; there are relu, tanh, 26, 18"):
+        cifar10.get_config("12")
 
 
 def test_a_decay_or_rate_of_no_layer_is_refused():

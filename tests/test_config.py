@@ -6,13 +6,19 @@ import pytest
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
-from configs import alexnet, alexnet_2012, tiny
+from configs import alexnet, alexnet_2012, cifar10, tiny
 
 
 @pytest.mark.parametrize("recipe", [alexnet, alexnet_2012, tiny])
 def test_every_recipe_fits_the_schema_and_survives_json(recipe):
     c = config.parse(recipe.get_config())
     assert config.parse(json.loads(json.dumps(config.as_dict(c)))) == c
+
+
+@pytest.mark.parametrize("name", cifar10.NETS)
+def test_every_cifar_net_fits_the_schema(name):
+    c = config.parse(cifar10.get_config(name))
+    assert c.epochs == {"18": 140, "26": 30, "11": 520, "relu": 60, "tanh": 60}.get(name, 160)
 
 
 def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():

@@ -1,100 +1,153 @@
-"""Every picture counts once; ranks, views and averages are what they say."""
+"""Several networks together: averages, searched weights, and what does not belong together."""
+
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.data import augment
-from alexnet_jax.evaluate import Evaluator, label_ranks, mean_scores
-from alexnet_jax.setup import make_setup
+from alexnet_jax import evaluate, trained
+from alexnet_jax.errors import UserError
+from alexnet_jax.prepare import prepare
+from alexnet_jax.train import fit
 from tests.conftest import make_config
 
-
-def test_ranks_count_the_classes_before_the_right_one():
-    scores = np.float32([[0.1, 0.5, 0.4], [0.1, 0.5, 0.4], [0.1, 0.5, 0.4]])
-    np.testing.assert_array_equal(label_ranks(scores, np.int32([1, 2, 0])), [0, 1, 2])
+RNG = np.random.default_rng(0)
+SHORT = {"steps": 4, "batch": 32, "evaluate__batch": 32}
 
 
-def test_equal_scores_stand_in_the_order_of_their_numbers():
-    scores = np.zeros((4, 4), np.float32)
-    np.testing.assert_array_equal(label_ranks(scores, np.arange(4)), [0, 1, 2, 3])
+def softmax(scores):
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return (e / e.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def test_what_is_not_a_number_is_never_right():
-    scores = np.float32([[np.nan, 0, 0], [0, np.nan, 0]])
-    assert (np.asarray(label_ranks(scores, np.int32([0, 0]))) > 0).all()
-    everything = np.full((1, 1000), np.nan, np.float32)
-    assert label_ranks(everything, np.int32([3]))[0] == 1000
+def guesses(labels, strength):
+    """Probabilities of a network that knows the labels to some extent."""
+    known = np.eye(10)[labels] * strength
+    return softmax(known + RNG.normal(size=(len(labels), 10)))
 
 
-def test_ranks_agree_with_sorting():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(50, 20)).astype(np.float32)
-    labels = rng.integers(0, 20, 50)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    expected = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
-    np.testing.assert_array_equal(label_ranks(scores, labels), expected)
+def test_an_average_of_probabilities():
+    a, b = softmax(RNG.normal(size=(5, 4))), softmax(RNG.normal(size=(5, 4)))
+    np.testing.assert_allclose(evaluate.average([a, b], np.ones(2)), (a + b) / 2, rtol=1e-6)
+    weighted = evaluate.average([a, b], np.array([3.0, 1.0]))
+    np.testing.assert_allclose(weighted, 0.75 * a + 0.25 * b, rtol=1e-6)
 
 
-def test_error_rates_are_shares_of_all_pictures():
-    scored = mean_scores(np.float32([1, 2, 3, 6]), np.array([0, 1, 4, 5]))
-    assert scored == (3.0, 0.75, 0.25, 4)
-    assert scored.named("val") == {
-        "val/loss": 3.0,
-        "val/top1_error": 0.75,
-        "val/top5_error": 0.25,
-    }
+def test_scores_of_probabilities():
+    chances = np.float32([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    scores = evaluate.score_chances(chances, np.int32([0, 1]))
+    np.testing.assert_allclose(scores.loss, -(np.log(0.5) + np.log(0.2)) / 2, rtol=1e-6)
+    assert scores.top1_error == 0.5
+    assert scores.pictures == 2
+
+
+def test_an_impossible_label_costs_much_but_not_everything():
+    scores = evaluate.score_chances(np.float32([[1.0, 0.0]]), np.int32([1]))
+    assert 80 < scores.loss < 90
+
+
+def test_searched_weights_leave_out_a_network_that_only_guesses():
+    labels = RNG.integers(0, 10, 2000)
+    good, fair, bad = guesses(labels, 3), guesses(labels, 3), guesses(labels, 0)
+    weights = evaluate.search_weights([good, fair, bad], labels)
+    np.testing.assert_allclose(weights.sum(), 1)
+    assert weights[2] < 0.05
+    assert abs(weights[0] - weights[1]) < 0.2
+
+
+def test_searched_weights_are_the_best_of_a_fine_grid():
+    labels = RNG.integers(0, 10, 500)
+    nets = [guesses(labels, 2), guesses(labels, 3)]
+
+    def loss(share):
+        return evaluate.score_chances(
+            evaluate.average(nets, np.array([share, 1 - share])), labels
+        ).loss
+
+    best = min(loss(share) for share in np.linspace(0, 1, 201))
+    assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-3
 
 
 @pytest.fixture(scope="module")
-def scored(records):
-    """The validation split's scores by one and by ten views, for several batches and grids."""
-
-    def score(ten_views, **values):
-        setup = make_setup(make_config(records, **values))
-        params = setup.network.init(0)
-        found = Evaluator(setup).score(params, setup.validation, ten_views=ten_views, what="test")
-        return setup, params, found
-
-    return score
+def runs(records, tmp_path_factory):
+    """Two short runs with different seeds and numbers of towers."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, values in (("a", {}), ("b", {"seed": 1, "model__towers": 1, "devices": 1})):
+        fit(make_config(records, **SHORT, **values), folder / name)
+    return folder
 
 
-def by_hand(setup, params, numbers):
-    """Mean probabilities over the views `numbers`, cut with numpy, network run on one device."""
-    c, split = setup.config, setup.validation
-    pictures = np.zeros((len(split), split.size, split.size, 3), np.uint8)
-    for i, out in enumerate(pictures):
-        split.read(i, out)
-    mean, crop, free = setup.records.statistics.mean, c.data.crop, split.size - c.data.crop
-    half = free // 2
-    corners = [(0, 0), (0, free), (free, 0), (free, free), (half, half)]
-    network = jax.jit(setup.network.bind(jax.device_get(params)))
-    total = 0
-    for number in numbers:
-        y, x = corners[number % 5]
-        view = pictures[:, y : y + crop, x : x + crop].astype(np.float32)
-        view = view[:, :, ::-1] if number >= 5 else view
-        view = view - mean[half : half + crop, half : half + crop]  # the 2012 way, as in tiny
-        total = total + np.asarray(jax.nn.softmax(network(view)))
-    return total / len(numbers)
-
-
-@pytest.mark.parametrize(("ten", "views"), [(False, [augment.CENTRE]), (True, range(10))])
-def test_scores_are_those_of_the_views_cut_by_hand(scored, ten, views):
-    setup, params, found = scored(
-        ten, evaluate__batch=48
-    )  # 512 pictures: the last batch is partial
-    chances, labels = by_hand(setup, params, views), setup.validation.labels
-    own = chances[np.arange(len(labels)), labels]
+def test_networks_are_averaged_picture_by_picture(runs, tmp_path, capsys):
+    """By hand: the two networks' own probabilities, on one device each."""
+    nets = [trained.open_trained(runs / name) for name in "ab"]
+    chances = [
+        np.exp(
+            evaluate.Evaluator(net.setup).log_chances(
+                net.params, net.setup.validation, ten_views=False, what="alone"
+            )
+        )
+        for net in nets
+    ]
+    labels = nets[0].setup.validation.labels
+    np.testing.assert_allclose(chances[0].sum(-1), 1, rtol=1e-5)
+    mean = (chances[0] + chances[1]) / 2
+    found = evaluate.evaluate_together(nets, ten_views=False, search=False)
+    np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
     assert found.pictures == len(labels) == 512
-    np.testing.assert_allclose(found.loss, -np.log(own).mean(), rtol=1e-4)
-    ranks = (chances > own[:, None]).sum(1)
-    assert abs(found.top1_error - (ranks >= 1).mean()) <= 2 / 512  # rounding may swap near ties
-    assert abs(found.top5_error - (ranks >= 5).mean()) <= 2 / 512
+    assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
 
 
-def test_batches_and_devices_change_nothing(scored):
-    _, _, ours = scored(False, evaluate__batch=48)
-    for values in ({"evaluate__batch": 512}, {"evaluate__batch": 100, "devices": 4}):
-        _, _, other = scored(False, **values)
-        np.testing.assert_allclose(other, ours, rtol=1e-4, atol=2 / 512)
+def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
+    nets = [trained.open_trained(runs / name) for name in "ab"]
+    found = evaluate.evaluate_together(nets, ten_views=False, search=True)
+    assert found.pictures == 256
+    assert "weights found on every second picture: " in capsys.readouterr().out
+
+
+def test_the_command_writes_what_it_found(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.host, "set_up", lambda devices: None)  # the process has begun
+    written = tmp_path / "scores.json"
+    workdirs = f"--workdirs={runs}/a,{runs}/b"
+    evaluate.main([workdirs, "--views=1", "--devices=2", f"--json={written}"])
+    values = json.loads(written.read_text())
+    assert values["weights"] == "equal"
+    assert values["steps"] == [4, 4]
+    assert 0 <= values["top5_error"] <= values["top1_error"] <= 1
+
+
+def test_one_network_is_scored_as_its_own_run_scores_it(runs):
+    net = trained.open_trained(runs / "a", devices=2)
+    assert net.step == 4
+    last = json.loads((runs / "a" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = evaluate.evaluate_together([net], ten_views=True, search=False)
+    np.testing.assert_allclose(found.loss, last["val_ten_views/loss"], rtol=1e-5)
+    assert jax.tree.leaves(net.params)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"), [("7", "has no checkpoint of step 7; it has 4"), ("last", "--step=last")]
+)
+def test_a_step_that_is_none_is_refused(runs, step, said):
+    with pytest.raises(UserError, match=said):
+        trained.open_trained(runs / "a", step=trained.parse_step(step))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run: there is no config.json"):
+        trained.open_trained(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_is_refused(runs, tmp_path):
+    (tmp_path / "config.json").write_text(Path(runs, "a", "config.json").read_text())
+    with pytest.raises(UserError, match="has no checkpoint yet; train first"):
+        trained.open_trained(tmp_path)
+
+
+def test_networks_of_different_records_are_not_averaged(runs, tmp_path):
+    prepare("generated:64", tmp_path / "others", size=72, format="raw")
+    fit(make_config(tmp_path / "others", **SHORT), tmp_path / "run")
+    nets = [trained.open_trained(runs / "a"), trained.open_trained(tmp_path / "run")]
+    with pytest.raises(UserError, match="was trained on other records than"):
+        evaluate.evaluate_together(nets, ten_views=False, search=False)

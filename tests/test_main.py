@@ -56,7 +56,7 @@ def test_describe_prints_the_papers_table_and_runs_nothing():
         ([], "error: --config is missing"),
         (["--config=configs/tiny.py"], "error: --workdir is missing"),
         (["--config=configs/none.py"], "configs/none.py"),
-        (["--config=configs/cifar10.py:19"], "has no net '19'; there is 18"),
+        (["--config=configs/cifar10.py:19"], "has no net '19'; there are relu, tanh, 26"),
         (["--config=configs/tiny.py", "--config.bacth=3"], 'Did you mean "batch"'),
         (["--config=configs/tiny.py", "--config.batch=x"], "flag --config.batch=x"),
         (["--config=configs/tiny.py", "--mode=tarin"], "flag --mode=tarin"),

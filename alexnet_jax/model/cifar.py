@@ -1,5 +1,6 @@
 """The small nets that the authors trained on CIFAR-10 (§3.1, §3.3): layers in one row."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,9 @@ from alexnet_jax.model.layers import (
     TowerDense,
     average_pool_over_edges,
     max_pool_over_edges,
+    normalise_across_maps,
     normalise_within_maps,
+    parameter,
 )
 
 Step = Callable[[jax.Array], jax.Array]
@@ -43,6 +46,42 @@ class ConvLayer(TowerConv):
     def after(self, x: jax.Array) -> jax.Array:
         """The other steps."""
         return _in_turn(self.then, x)
+
+
+class LocalLayer(nnx.Module):
+    """A locally connected layer: a convolution whose kernels and biases each place has for itself.
+
+    Its kernel is [height, width, window * window * seen, maps], its bias [height, width, maps]. The
+    window is centred, and what is outside of the maps is zero, so the sides stay as they are.
+    """
+
+    def __init__(
+        self, c: config.Cifar, layer: config.CifarLayer, shape: tuple[int, ...], rngs: nnx.Rngs
+    ) -> None:
+        """`shape` is the input's, [height, width, seen]."""
+        height, width, seen = shape
+        self.name, self.window = layer.name, layer.window
+        kernel = (height, width, layer.window**2 * seen, layer.units)
+        weights = layer.std * jax.random.normal(rngs.params(), kernel)
+        self.kernel = parameter(weights, None, None, None, None)
+        self.bias = parameter(jnp.zeros((height, width, layer.units)), None, None, None)
+        self.then = tuple(_steps(c)[name] for name in layer.then)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[b, height, width, seen] -> [b, height, width, maps], or less if pooling follows."""
+        with jax.named_scope(self.name):
+            kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+            x = jnp.einsum("bhwk,hwkn->bhwn", self._windows(x), kernel) + bias
+            return _in_turn(self.then, x)
+
+    def _windows(self, x: jax.Array) -> jax.Array:
+        """What each place sees: [b, height, width, window * window * seen], row by row."""
+        _, height, width, _ = x.shape
+        edge = (self.window // 2, (self.window - 1) // 2)
+        x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+        places = itertools.product(range(self.window), repeat=2)
+        parts = [x[:, down : down + height, right : right + width] for down, right in places]
+        return jnp.concatenate(parts, axis=-1)
 
 
 class DenseLayer(TowerDense):
@@ -90,7 +129,7 @@ class CifarNet(nnx.Module):
         return self.outputs(images, draw)[self.names[-1]]
 
 
-Layer = ConvLayer | DenseLayer | Logits
+Layer = ConvLayer | LocalLayer | DenseLayer | Logits
 
 
 def _module(
@@ -100,6 +139,8 @@ def _module(
     _, *places, seen = shape
     if layer.kind == "conv":
         return ConvLayer(c, layer, seen, rngs)
+    if layer.kind == "local":
+        return LocalLayer(c, layer, shape[1:], rngs)
     if layer.name == c.names[-1]:
         return Logits(math.prod(places) * seen, layer.units, **_initial(layer, rngs))
     return DenseLayer(c, layer, math.prod(places), seen, rngs)
@@ -123,6 +164,7 @@ def _steps(c: config.Cifar) -> dict[str, Step]:
         "max": partial(max_pool_over_edges, **pool),
         "average": partial(average_pool_over_edges, **pool),
         "within_map": partial(normalise_within_maps, formula=c.within_map),
+        "across_maps": lambda x: normalise_across_maps(x, c.across_maps, x.shape[-1]),
     }
 
 

@@ -30,7 +30,7 @@ def layer_table(network: Placed, c: config.Config) -> list[Row]:
     shapes = [outputs[layer].shape[1:] for layer in c.model.names]
     befores = [(c.data.crop, c.data.crop, 3), *shapes]
     return [
-        _row(layer, shape, _places(c, before, shape), network, c)
+        _row(layer, shape, _places(layer, before, shape, network, c), network, c)
         for layer, before, shape in zip(c.model.names, befores, shapes, strict=False)
     ]
 
@@ -53,8 +53,16 @@ def format_table(rows: list[Row], network: Placed) -> str:
     return "\n".join([grid, *text])
 
 
-def _places(c: config.Config, before: tuple[int, ...], output: tuple[int, ...]) -> int:
-    """At which a layer's kernels are applied. Those of the CIFAR nets pool after it."""
+def _places(
+    layer: str,
+    before: tuple[int, ...],
+    output: tuple[int, ...],
+    network: Placed,
+    c: config.Config,
+) -> int:
+    """At which each of a layer's kernels is applied. Those of the CIFAR nets pool after it."""
+    if len(network.shapes[layer]["bias"].shape) > 1:  # locally connected
+        return 1
     pools = isinstance(c.model, config.Cifar) and len(output) == 3
     return math.prod((before if pools else output)[:-1])
 

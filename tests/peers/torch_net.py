@@ -16,6 +16,9 @@ class TorchNet(nn.Module):
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         for layer, values in params.items():
             kernel = torch.tensor(np.asarray(values["kernel"]))
+            bias = torch.tensor(np.asarray(values["bias"]))
             order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+            if bias.ndim > 1:  # locally connected: PyTorch has no such layer, and no order
+                order = tuple(range(4))
             self.weights[layer] = nn.Parameter(kernel.permute(order).contiguous())
-            self.biases[layer] = nn.Parameter(torch.tensor(np.asarray(values["bias"])))
+            self.biases[layer] = nn.Parameter(bias)

@@ -1,0 +1,136 @@
+"""Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.data import augment
+from alexnet_jax.data.pipeline import eval_batches, eval_steps
+from alexnet_jax.data.records import Split
+from alexnet_jax.model.mesh import DATA, local_rows, place_batch
+from alexnet_jax.setup import Setup
+from alexnet_jax.terminal import progress_bar
+
+
+class Scores(NamedTuple):
+    """Of a split. Errors are shares of all its pictures, in [0, 1]; loss is the mean, in nats."""
+
+    loss: float
+    top1_error: float
+    top5_error: float
+    pictures: int
+
+    def named(self, prefix: str) -> dict[str, float]:
+        """As metrics: 'val/top1_error' and so on."""
+        values = {"loss": self.loss, "top1_error": self.top1_error, "top5_error": self.top5_error}
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    def text(self) -> str:
+        """For people."""
+        return (
+            f"top-1 error {self.top1_error:.2%}, top-5 error {self.top5_error:.2%}, "
+            f"loss {self.loss:.4f} ({self.pictures} pictures)"
+        )
+
+
+class Evaluator:
+    """Scores splits; each way of looking is compiled once.
+
+    With one view the network runs once on the centre crop. With ten, the softmax outputs for the
+    four corners, the centre, and their mirror images are averaged, as in §4.1.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._one = self._compiled(self._centre)
+        self._ten = self._compiled(self._average)
+
+    def score(self, params: Any, split: Split, *, ten_views: bool, what: str) -> Scores:
+        """Scores every picture of `split` once; the progress bar is called `what`."""
+        found = self._look(params, split, ten_views, what, keys=("loss", "rank"))
+        return mean_scores(found["loss"], found["rank"])
+
+    def log_chances(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
+        """The logarithms of every class' probability for every picture: float32 [n, classes]."""
+        return self._look(params, split, ten_views, what, keys=("log_chances",))["log_chances"]
+
+    def _look(
+        self, params: Any, split: Split, ten_views: bool, what: str, keys: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """What `_compiled` finds for every picture of `split`, in order; `keys` of it."""
+        c, mesh = self.setup.config, self.setup.network.mesh
+        look, batch = self._ten if ten_views else self._one, c.evaluate.batch
+        rows = local_rows(mesh, batch)
+        found: list[dict[str, np.ndarray]] = []
+        batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
+        total = eval_steps(len(split), batch)
+        with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
+            for one in batches:
+                valid = one.pop("valid")
+                outcome = look(params, self.setup.pixels, place_batch(mesh, one, batch))
+                fetched = jax.device_get({key: outcome[key] for key in keys})
+                found.append({key: values[valid] for key, values in fetched.items()})
+                bar.update()
+        return {key: np.concatenate([part[key] for part in found]) for key in keys}
+
+    def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
+        """(params, pixels, batch) -> each picture's loss, its label's rank and all log_chances."""
+
+        def look(
+            params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]
+        ) -> dict[str, jax.Array]:
+            network = self.setup.network.bind(params)
+            chances = log_probabilities(network, pixels["mean"], batch["image"])
+            own = jnp.take_along_axis(chances, batch["label"][:, None], axis=-1)[:, 0]
+            ranks = label_ranks(chances, batch["label"])
+            return {"loss": -own, "rank": ranks, "log_chances": chances}
+
+        network = self.setup.network
+        rows = network.spec(DATA)
+        return network.jit(network.shard_map(look, (network.specs, P(), rows), rows))
+
+    def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
+        pictures = augment.view(images, mean, self.setup.config.data, number)
+        return jax.nn.log_softmax(network(pictures))
+
+    def _centre(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
+        return self._view(network, mean, images, augment.CENTRE)
+
+    def _average(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
+        """The logarithm of the mean of ten softmax outputs.
+
+        One view after the other: all ten at once would need ten times the memory.
+        """
+        views = jnp.arange(augment.VIEWS)
+        outputs = jax.lax.map(lambda number: self._view(network, mean, images, number), views)
+        return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
+
+
+def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes stand before the right one: int32 [b]; 0 is right, under 5 is in the top 5.
+
+    Equal scores stand in the order of their numbers. What is not a number is never right.
+
+    Args:
+      scores: [b, classes], logits or probabilities.
+      labels: int [b].
+    """
+    own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+    later = jnp.arange(scores.shape[-1]) >= labels[:, None]
+    behind = (scores < own) | ((scores == own) & later)
+    return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
+
+
+def mean_scores(losses: np.ndarray, ranks: np.ndarray) -> Scores:
+    """The means over pictures of their losses, float [n], and labels' ranks, int [n]."""
+    return Scores(
+        float(np.mean(losses, dtype=np.float64)),
+        float(np.mean(ranks >= 1)),
+        float(np.mean(ranks >= 5)),
+        len(ranks),
+    )
