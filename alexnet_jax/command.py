@@ -1,5 +1,6 @@
 """What the commands have in common: a config on the command line, and one line for each error."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -31,6 +32,16 @@ def guard(job: Callable[[], None], stopped: str) -> None:
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+
+
+def parser(module: str, about: str) -> argparse.ArgumentParser:
+    """For a command that needs no config: `python -m alexnet_jax.MODULE`, and its docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m alexnet_jax.{module}",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def given_config() -> config.Config:

@@ -57,7 +57,8 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
         chances.append(np.exp(log))
     if not search:
         together = score_chances(average(chances, np.ones(len(nets))), labels)
-        say(f"{len(nets)} networks, equal weights: {together.text()}")
+        if len(nets) > 1:
+            say(f"{len(nets)} networks, equal weights: {together.text()}")
         return together
     weights = search_weights([part[::2] for part in chances], labels[::2])
     shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
@@ -146,12 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_jax.evaluate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("evaluate", __doc__)
     add = parser.add_argument
     add("--workdirs", required=True, help="the runs' folders, separated by commas")
     add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")

@@ -22,7 +22,8 @@ def set_up(devices: int) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "alexnet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too
-    _keep_freed_memory()
+    if jax.default_backend() == "cpu":
+        _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

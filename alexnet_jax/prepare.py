@@ -97,12 +97,7 @@ def _prepare_and_say(flags: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_jax.prepare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("prepare", __doc__)
     add = parser.add_argument
     add("--source", required=True, help=f"where the pictures are: {sources.KINDS}")
     add("--out", required=True, help="the folder to write; nothing is written elsewhere")

@@ -1,0 +1,224 @@
+"""Weights in and out: a network's parameters in a safetensors file, in one of three layouts.
+
+python -m alexnet_jax.weights export --workdir=DIR --file=FILE [--layout=LAYOUT] [--step=best]
+python -m alexnet_jax.weights import --config=configs/NAME.py --workdir=DIR --file=FILE [...]
+
+classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6's inputs [6, 6, 256]
+torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
+caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
+
+`import` makes a workdir whose checkpoint, of step 0, main, evaluate and the others go on from.
+What a layout cannot say: Caffe's own networks normalise across both towers' maps, ours (§3.3) do
+not; torchvision's AlexNet is another network, without towers.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import numpy as np
+from absl import flags
+
+from alexnet_jax import command, config, host, trained, workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.mesh import Placed, local_rows
+from alexnet_jax.optim import make_policy
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import init_state
+
+Layout = Literal["classic", "torch", "caffe"]
+Params = Mapping[str, Mapping[str, np.ndarray]]
+"""Arrays by layer and name, 'kernel' or 'bias', with the shapes of `Placed.shapes`."""
+
+_NAMES = {
+    "classic": {"kernel": "kernel", "bias": "bias"},
+    "torch": {"kernel": "weight", "bias": "bias"},
+    "caffe": {"kernel": "0", "bias": "1"},
+}
+
+
+def to_layout(params: Params, network: Placed, layout: Layout) -> dict[str, np.ndarray]:
+    """Parameters as the tensors of a layout, by name: 'conv2.weight'.
+
+    Raises:
+      UserError: the layout has no place for such a network.
+    """
+    _check(network, layout)
+    seen = _seen_by_fc6(network) if layout != "classic" else 0
+    tensors = {}
+    for layer, values in params.items():
+        for name, value in values.items():
+            array = np.asarray(value)
+            if name == "kernel" and layout != "classic":
+                array = _outputs_first(array, seen if layer == "fc6" else 1)
+            if layout == "caffe" and layer == "conv1" and name == "kernel":
+                array = array[:, ::-1]
+            tensors[f"{layer}.{_NAMES[layout][name]}"] = np.ascontiguousarray(array)
+    return tensors
+
+
+def from_layout(tensors: Mapping[str, np.ndarray], network: Placed, layout: Layout) -> Params:
+    """The parameters that `to_layout` would have made these tensors of, as float32.
+
+    Raises:
+      UserError: a tensor is missing, is of no layer, or has another shape.
+    """
+    shapes = {
+        f"{layer}.{_NAMES[layout][name]}": (layer, name, leaf.shape)
+        for layer, leaves in network.shapes.items()
+        for name, leaf in leaves.items()
+    }
+    odd = sorted(shapes.keys() ^ tensors.keys())
+    if odd:
+        what = "is missing" if odd[0] in shapes else "is of no layer of the config's network"
+        raise UserError(
+            f"tensor {odd[0]!r} {what}; --layout={layout} has {', '.join(sorted(shapes))}"
+        )
+    _check(network, layout)
+    params: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
+    for key, (layer, name, shape) in shapes.items():
+        array = tensors[key].astype(np.float32)
+        wanted = shape if layout == "classic" or name == "bias" else _turned(shape)
+        if array.shape != wanted:
+            raise UserError(
+                f"tensor {key!r} is {list(array.shape)}, the config's network has {list(wanted)} "
+                f"(--layout={layout})"
+            )
+        if layout == "caffe" and layer == "conv1" and name == "kernel":
+            array = array[:, ::-1]
+        if layout != "classic" and name == "kernel":
+            array = _outputs_last(array, _seen_by_fc6(network) if layer == "fc6" else 1)
+        params[layer][name] = np.ascontiguousarray(array)
+    return params
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a kernel with its outputs first and its inputs second."""
+    return (*shape[:-3:-1], *shape[:-2])
+
+
+def _outputs_first(kernel: np.ndarray, seen: int) -> np.ndarray:
+    """[h, w, in, out] -> [out, in, h, w]; [places * seen, out] -> [out, seen * places]."""
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 2, 0, 1)
+    return kernel.reshape(-1, seen, kernel.shape[-1]).transpose(2, 1, 0).reshape(kernel.T.shape)
+
+
+def _outputs_last(kernel: np.ndarray, seen: int) -> np.ndarray:
+    """What `_outputs_first` was given."""
+    if kernel.ndim == 4:
+        return kernel.transpose(2, 3, 1, 0)
+    return kernel.reshape(len(kernel), seen, -1).transpose(2, 1, 0).reshape(kernel.T.shape)
+
+
+def _check(network: Placed, layout: Layout) -> None:
+    module = network.bind(network.shapes)
+    if layout == "classic":
+        return
+    if not isinstance(module, AlexNet):
+        raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
+    inputs = {layer: network.shapes[layer]["kernel"].shape[0] for layer in ("fc7", "fc8")}
+    outputs = {layer: network.shapes[layer]["kernel"].shape[1] for layer in ("fc6", "fc7")}
+    whole = network.shapes["conv5"]["bias"].shape[0] if "conv5" in network.shapes else None
+    if inputs["fc7"] != outputs["fc6"] or (whole and _seen_by_fc6(network) != whole):
+        raise UserError(
+            f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must be "
+            f"in config.model.cross; give --layout=classic"
+        )
+
+
+def _seen_by_fc6(network: Placed) -> int:
+    """Maps that each neuron of fc6 sees."""
+    return int(network.bind(network.shapes).fc6.seen)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step) -> None:
+    """Writes the parameters of a workdir's checkpoint to `file`.
+
+    Raises:
+      UserError: see `trained.open_trained` and `to_layout`; or the file is there already.
+    """
+    save_file = _safetensors().numpy.save_file
+    if file.exists():
+        raise UserError(f"{file} is there already; remove it or give another --file")
+    net = trained.open_trained(folder, step=step)
+    tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
+    about = {"layout": layout, "step": str(net.step), "format": "np"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata=about)
+    print(f"{len(tensors)} tensors of step {net.step} in {file}")
+
+
+def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -> None:
+    """Makes `folder` a workdir of config `c` whose checkpoint, of step 0, has the file's weights.
+
+    Raises:
+      UserError: the file is damaged or does not fit the network, or the workdir has checkpoints.
+    """
+    setup = make_setup(c)
+    params = from_layout(_read(file), setup.network, layout)
+    if (folder / workdir.CONFIG).exists():
+        raise UserError(f"{folder} holds a run already; give another --workdir")
+    workdir.claim(folder, c)
+    state = init_state(setup)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
+    state["params"] = jax.device_put(params, shardings)
+    meta = {"records": setup.records.manifest.hash, "policy": make_policy(c.policy).state()}
+    rows = local_rows(setup.network.mesh, c.batch)
+    batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
+    with closing(batches), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        checkpoints.save(0, state, batches, meta, {})
+    print(f"{file} is checkpoint 0 of {folder}")
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    library = _safetensors()
+    try:
+        return library.numpy.load_file(file)
+    except (library.SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error})") from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise UserError("this needs safetensors; pip install safetensors") from error
+    return safetensors
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exports or imports, as the first argument says."""
+    given = flags.FLAGS
+    if list(arguments) not in (["export"], ["import"]):
+        raise UserError("say what to do: export or import, and the options after it")
+    for name in ("workdir", "file"):
+        if given[name].value is None:
+            raise UserError(f"--{name} is missing")
+    folder, file = Path(given.workdir), Path(given.file)
+    if arguments[0] == "export":
+        host.set_up(1)
+        export_weights(folder, file, given.layout, trained.parse_step(given.step))
+    else:
+        c = command.given_config()
+        host.set_up(c.devices)
+        import_weights(c, folder, file, given.layout)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the run to export, or to make.")
+    flags.DEFINE_string("file", None, "The safetensors file.")
+    flags.DEFINE_enum("layout", "classic", get_args(Layout), "Names and shapes in the file.")
+    flags.DEFINE_string("step", "newest", "Checkpoint to export: newest, best or a number.")
+    command.run(main, "stopped")

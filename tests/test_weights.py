@@ -1,0 +1,154 @@
+"""Weights that went out and came in again, and the networks of others that they fit."""
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import trained, weights
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluate import evaluate_together
+from alexnet_jax.setup import make_network
+from alexnet_jax.train import fit
+from tests.conftest import make_config
+
+SHORT = {"steps": 2, "batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False}
+PICTURES = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32) * 50
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network(make_config())
+
+
+@pytest.fixture(scope="module")
+def params(network):
+    return jax.device_get(network.init(3))
+
+
+def test_shapes_of_the_layouts_at_full_size():
+    """Those of the released networks: Caffe's bvlc_alexnet has these, with these groups."""
+    from alexnet_jax import config
+    from configs import alexnet
+
+    whole = make_network(config.parse(alexnet.get_config()))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), whole.shapes)
+    shapes = {k: v.shape for k, v in weights.to_layout(zeros, whole, "torch").items()}
+    assert shapes["conv1.weight"] == (96, 3, 11, 11)
+    assert shapes["conv2.weight"] == (256, 48, 5, 5)
+    assert shapes["conv3.weight"] == (384, 256, 3, 3)
+    assert shapes["conv4.weight"] == (384, 192, 3, 3)
+    assert shapes["conv5.weight"] == (256, 192, 3, 3)
+    assert shapes["fc6.weight"] == (4096, 9216)
+    assert shapes["fc8.weight"] == (1000, 4096)
+    assert shapes["fc8.bias"] == (1000,)
+
+
+@pytest.mark.parametrize("layout", ["classic", "torch", "caffe"])
+def test_a_round_trip_keeps_every_weight(network, params, layout):
+    tensors = weights.to_layout(params, network, layout)
+    back = weights.from_layout(tensors, network, layout)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("layout", ["torch", "caffe"])
+def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, params, layout):
+    """Conv2d with groups, MaxPool2d, LRN by towers and Linear over the flattened maps."""
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    tensors = weights.to_layout(params, network, layout)
+    c = make_config().model
+    names = weights._NAMES[layout]
+
+    def load(module, layer):
+        module.weight.data = torch.tensor(tensors[f"{layer}.{names['kernel']}"])
+        module.bias.data = torch.tensor(tensors[f"{layer}.{names['bias']}"])
+        return module
+
+    def conv(layer, **how):
+        out, seen, window, _ = tensors[f"{layer}.{names['kernel']}"].shape
+        module = nn.Conv2d(seen * how.get("groups", 1), out, window, **how)
+        return load(module, layer)
+
+    class ByTowers(nn.Module):
+        def forward(self, x):
+            r = c.lrn
+            norm = nn.LocalResponseNorm(r.size, r.alpha * r.size, r.beta, r.k)
+            return torch.cat([norm(tower) for tower in x.chunk(2, dim=1)], dim=1)
+
+    class WithinMaps(nn.Module):
+        def forward(self, x):
+            r = c.within_map
+            total = nn.functional.avg_pool2d(x**2, r.size, 1, r.size // 2) * r.size**2
+            return x / (r.k + r.alpha * total) ** r.beta
+
+    def dense(layer):
+        out, seen = tensors[f"{layer}.{names['kernel']}"].shape
+        return load(nn.Linear(seen, out), layer)
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    pool = nn.MaxPool2d(3, 2)
+    theirs = nn.Sequential(
+        *(nn.ZeroPad2d((0, 3, 0, 3)), conv("conv1", stride=4), ByTowers(), nn.ReLU(), pool),
+        *(conv("conv2", padding=2, groups=2), nn.ReLU(), ByTowers(), WithinMaps(), pool),
+        *(conv("conv3", padding=1), nn.ReLU()),
+        *(conv("conv4", padding=1, groups=2), nn.ReLU()),
+        *(conv("conv5", padding=1, groups=2), nn.ReLU(), pool, nn.Flatten()),
+        *(dense("fc6"), nn.ReLU(), Half(), dense("fc7"), nn.ReLU(), Half(), dense("fc8")),
+    )
+    ours = jax.jit(lambda p, x: network.bind(p)(x))(params, PICTURES)
+    seen = PICTURES[..., ::-1] if layout == "caffe" else PICTURES  # Caffe reads BGR
+    with torch.no_grad():
+        logits = theirs(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_becomes_a_workdir_with_the_same_scores(records, tmp_path):
+    pytest.importorskip("safetensors")
+    c = make_config(records, **SHORT)
+    fit(c, tmp_path / "run")
+    file = tmp_path / "weights.safetensors"
+    weights.export_weights(tmp_path / "run", file, "torch", "newest")
+    weights.import_weights(c, tmp_path / "copy", file, "torch")
+    nets = [trained.open_trained(tmp_path / name) for name in ("run", "copy")]
+    assert [net.step for net in nets] == [2, 0]
+    same = [evaluate_together([net], ten_views=False, search=False) for net in nets]
+    assert same[0] == same[1]
+
+    with pytest.raises(UserError, match="holds a run already; give another --workdir"):
+        weights.import_weights(c, tmp_path / "copy", file, "torch")
+    with pytest.raises(UserError, match="is there already"):
+        weights.export_weights(tmp_path / "run", file, "torch", "newest")
+    with pytest.raises(UserError, match=r"'conv1.0' is missing; --layout=caffe has conv1.0, conv1"):
+        weights.import_weights(c, tmp_path / "other", file, "caffe")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_damaged_file_is_one_line(records, tmp_path):
+    pytest.importorskip("safetensors")
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        weights.import_weights(make_config(records, **SHORT), tmp_path / "run", file, "classic")
+
+
+def test_a_wrong_shape_names_the_tensor(network, params):
+    tensors = weights.to_layout(params, network, "torch")
+    tensors["conv2.weight"] = tensors["conv2.weight"][:, :1]
+    with pytest.raises(UserError, match=r"'conv2.weight' is \[32, 1, 5, 5\], .* has \[32, 6"):
+        weights.from_layout(tensors, network, "torch")
+
+
+def test_a_tensor_of_no_layer_is_named(network, params):
+    tensors = weights.to_layout(params, network, "classic") | {"fc9.bias": np.zeros(3)}
+    with pytest.raises(UserError, match=r"'fc9.bias' is of no layer"):
+        weights.from_layout(tensors, network, "classic")
+
+
+def test_what_a_layout_cannot_hold_is_refused():
+    apart = make_network(make_config(model__cross=["conv3"]))
+    with pytest.raises(UserError, match=r"fc6 and fc7 must be in config\.model\.cross"):
+        weights.to_layout(jax.device_get(apart.init(0)), apart, "torch")
