@@ -1,0 +1,130 @@
+"""What the figures show, by hand; that they are drawn; and what they refuse."""
+
+import json
+import re
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import figures, trained
+from alexnet_jax.errors import UserError
+from alexnet_jax.train import fit
+from tests.conftest import make_config
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def in_a_process_that_has_begun(monkeypatch):
+    monkeypatch.setattr(figures.host, "set_up", lambda devices: None)
+
+
+def write_run(folder, activation, lines):
+    """A workdir as far as Fig. 1 looks at it; 100 steps of 4 pictures, 399 pictures an epoch."""
+    from alexnet_jax import config
+
+    folder.mkdir()
+    values = config.as_dict(make_config(model__activation=activation))
+    (folder / "config.json").write_text(json.dumps(values))
+    text = "".join(
+        json.dumps({"step": s, "epoch": s * 4 / 399, "train/top1_error": e}) + "\n"
+        for s, e in lines
+    )
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def test_an_epochs_training_error_is_the_mean_over_its_steps(tmp_path):
+    # The second epoch ends with step 200, at 2.005; the third is not over.
+    lines = [(50, 0.8), (100, 0.6), (180, 0.5), (200, 0.1), (250, 0.3)]
+    epochs, errors = figures.training_errors(write_run(tmp_path / "a", "relu", lines))
+    np.testing.assert_array_equal(epochs, [1, 2])
+    np.testing.assert_allclose(errors, [0.7, (80 * 0.5 + 20 * 0.1) / 100])
+
+
+def test_the_goal_is_reached_between_two_epochs():
+    epochs, errors = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.3, 0.2])
+    assert figures.epochs_to(0.25, epochs, errors) == pytest.approx(2.5)
+    assert figures.epochs_to(0.5, epochs, errors) == 1
+    assert figures.epochs_to(0.1, epochs, errors) is None
+
+
+def test_figure_1_says_when_each_reached_the_goal(tmp_path):
+    relu = write_run(tmp_path / "relu", "relu", [(100, 0.3), (200, 0.2)])
+    tanh = write_run(tmp_path / "tanh", "tanh", [(100 * n, 0.7 - 0.05 * n) for n in range(1, 12)])
+    figure = figures.draw_figure1([relu, tanh])
+    title = figure.axes[0].get_title()
+    assert title == "epochs to 25% training error: relu 1.5, tanh 9.0 (6.0 times)"
+    never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
+    title = figures.draw_figure1([relu, never]).axes[0].get_title()
+    assert title == "epochs to 25% training error: relu 1.5, tanh never"
+
+
+def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
+    folder = write_run(tmp_path / "a", "relu", [(50, 0.8)])
+    with pytest.raises(UserError, match="has not done an epoch yet"):
+        figures.training_errors(folder)
+
+
+@pytest.mark.parametrize("towers", [1, 2])
+def test_each_kernel_has_its_place_in_the_mosaic(towers):
+    kernels = np.zeros((3, 3, 3, 8), np.float32)
+    for number in range(8):
+        kernels[0, 0, 0, number] = number + 1  # red in the corner: the largest, so 1
+        kernels[2, 2, 2, number] = -(number + 1) / 2
+    mosaic = figures.kernel_mosaic(kernels, towers, columns=2)
+    rows = [1, 5, 9, 13] if towers == 1 else [1, 5, 13, 17]
+    for number in range(8):
+        y, x = rows[number // 2], 1 + 4 * (number % 2)
+        np.testing.assert_allclose(mosaic[y, x], [1, 0.5, 0.5])
+        np.testing.assert_allclose(mosaic[y + 2, x + 2], [0.5, 0.5, 0.25])
+        np.testing.assert_allclose(mosaic[y - 1, x : x + 3], 1)  # the gap
+    assert mosaic.shape == (rows[-1] + 4, 9, 3)
+
+
+def test_a_kernel_of_zeros_is_grey():
+    assert (figures.kernel_mosaic(np.zeros((3, 3, 3, 1), np.float32), 1)[1:4, 1:4] == 0.5).all()
+
+
+@pytest.fixture(scope="module")
+def run(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures") / "run"
+    short = {"steps": 10, "batch": 32, "evaluate__batch": 32, "log__every": 2}
+    fit(make_config(records, evaluate__ten_views_at_end=False, **short), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["figure1", "kernels", "curves"])
+def test_the_command_draws(run, tmp_path, name):
+    out = tmp_path / "figure.png"
+    figures.main([name, f"--workdirs={run}", f"--out={out}"])
+    picture = cv2.imread(str(out))
+    assert min(picture.shape[:2]) > 100
+    assert picture.std() > 5
+
+
+def test_the_kernels_are_the_checkpoints(run):
+    figure = figures.draw_kernels([run])
+    net = trained.open_trained(run)
+    kernels = np.asarray(jax.device_get(net.params["conv1"]["kernel"]))
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(shown, figures.kernel_mosaic(kernels, 2), atol=1e-6)
+    assert "tower A above, tower B below" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("kernels x.png", "kernels shows one run"),
+        ("curves x.unknown", "--out=.*x.unknown: Format 'unknown' is not supported"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
+    name, out = asked.split()
+    with pytest.raises(SystemExit):
+        figures.main([name, f"--workdirs={run},{run}", f"--out={tmp_path / out}"])
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert re.search(said, error)
