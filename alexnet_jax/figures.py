@@ -6,13 +6,14 @@ python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 
 figure1  Fig. 1: training error by epochs for each activation, and when it reached 25%
 kernels  Fig. 3: the first layer's kernels, tower A above tower B
+figure4  Fig. 4, left: eight validation pictures with their five best labels
 curves   loss, error rates and learning rate of each run
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from alexnet_jax import command, host, trained, workdir
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_metrics
+from alexnet_jax.scores import Evaluator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,6 +164,88 @@ def draw_kernels(folders: Sequence[Path]) -> "Figure":
     return figure
 
 
+# --- Fig. 4, left -------------------------------------------------------------------------------
+
+
+class Guess(NamedTuple):
+    """What a network made of a picture.
+
+    Attributes:
+      picture: uint8 [size, size, 3], as the network's views were cut from it.
+      labels: the best classes, best first.
+      chances: their probabilities.
+      truth: the right class, if it is known.
+    """
+
+    picture: np.ndarray
+    labels: tuple[str, ...]
+    chances: tuple[float, ...]
+    truth: str | None = None
+
+
+def best_guesses(
+    pictures: np.ndarray,
+    chances: np.ndarray,
+    classes: Sequence[str],
+    truths: Sequence[str | None],
+    count: int = 5,
+) -> list[Guess]:
+    """The `count` best classes, or all if there are fewer, of probabilities [n, classes]."""
+    guesses = []
+    for picture, row, truth in zip(pictures, chances, truths, strict=True):
+        best = np.argsort(-row, kind="stable")[: min(count, len(classes))]
+        labels = tuple(classes[i] for i in best)
+        guesses.append(Guess(picture, labels, tuple(float(row[i]) for i in best), truth))
+    return guesses
+
+
+def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
+    """Fig. 4, left: each picture with its best labels as bars; the right one's bar is red."""
+    columns = min(columns, len(guesses))
+    rows = -(-len(guesses) // columns)
+    figure = _figure(2.4 * columns, 3.9 * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.4, 1.3] * rows)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, guess in enumerate(guesses):
+        row, column = divmod(number, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(guess.picture)
+        if guess.truth is not None:
+            above.set_title(_short(guess.truth), fontsize=9)
+        _bars(below, guess)
+    return figure
+
+
+def _bars(axes: Any, guess: Guess) -> None:
+    """The probabilities from top to bottom, each label on its bar."""
+    places = range(len(guess.labels))
+    colours = ["#e8908a" if label == guess.truth else "#9dbbe0" for label in guess.labels]
+    axes.barh(places, guess.chances, color=colours, height=0.86)
+    for place, label in zip(places, guess.labels, strict=True):
+        axes.text(0.02, place, _short(label), va="center", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
+
+
+def _short(label: str, longest: int = 26) -> str:
+    return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+def draw_figure4(folders: Sequence[Path]) -> "Figure":
+    """Fig. 4, left: eight pictures of a run's validation split, evenly spaced, by ten views."""
+    if len(folders) > 1:
+        raise UserError("figure4 shows one run; give one folder as --workdirs")
+    net = trained.open_trained(folders[0])
+    split, classes = net.setup.validation, net.setup.records.manifest.classes
+    chosen = np.linspace(0, len(split) - 1, min(8, len(split))).astype(int)
+    pictures = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
+    for out, index in zip(pictures, chosen, strict=True):
+        split.read(int(index), out)
+    log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
+    truths = [classes[split.labels[index]] for index in chosen]
+    return draw_guesses(best_guesses(pictures, np.exp(log), classes, truths))
+
+
 # --- training curves ----------------------------------------------------------------------------
 
 _PANELS = (
@@ -200,6 +284,7 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
 FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "figure1": draw_figure1,
     "kernels": draw_kernels,
+    "figure4": draw_figure4,
     "curves": draw_curves,
 }
 
@@ -217,6 +302,19 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def save(figure: "Figure", out: Path) -> None:
+    """Writes a figure, in the format of the file's name.
+
+    Raises:
+      UserError: that is none that matplotlib knows.
+    """
+    options: dict[str, Any] = {"dpi": 150}
+    try:
+        figure.savefig(out, **options)
+    except ValueError as error:
+        raise UserError(f"--out={out}: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; `arguments` are the process' own if not given."""
     given = _parser().parse_args(arguments)
@@ -227,12 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not folders:
             raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
         out = Path(given.out)
-        figure = FIGURES[given.name](folders)
-        options: dict[str, Any] = {"dpi": 150}
-        try:
-            figure.savefig(out, **options)
-        except ValueError as error:
-            raise UserError(f"--out={out}: {error}") from error
+        save(FIGURES[given.name](folders), out)
         print(f"{given.name} in {out}")
 
     command.guard(job, "stopped")

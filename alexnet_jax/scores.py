@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import eval_batches, eval_steps
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import DATA, local_rows, place_batch
+from alexnet_jax.model.mesh import DATA, check_batch, local_rows, place_batch
 from alexnet_jax.setup import Setup
 from alexnet_jax.terminal import progress_bar
 
@@ -58,6 +58,19 @@ class Evaluator:
     def log_chances(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
         """The logarithms of every class' probability for every picture: float32 [n, classes]."""
         return self._look(params, split, ten_views, what, keys=("log_chances",))["log_chances"]
+
+    def log_chances_of(self, params: Any, images: np.ndarray, *, ten_views: bool) -> np.ndarray:
+        """As `log_chances`, of pictures that are in no split: uint8 [n, size, size, 3].
+
+        Raises:
+          UserError: the devices cannot share so many pictures equally.
+        """
+        mesh = self.setup.network.mesh
+        check_batch(mesh, len(images), "the number of pictures")
+        look = self._ten if ten_views else self._one
+        batch = {"image": images, "label": np.zeros(len(images), np.int32)}
+        placed = place_batch(mesh, batch, len(images))
+        return np.asarray(look(params, self.setup.pixels, placed)["log_chances"])
 
     def _look(
         self, params: Any, split: Split, ten_views: bool, what: str, keys: Sequence[str]

@@ -1,0 +1,113 @@
+"""The five best labels for pictures of one's own.
+
+python -m alexnet_jax.predict --workdir=runs/alexnet PICTURE... [--json=FILE] [--out=FILE]
+
+A picture is rescaled and cut as the training pictures were (§2), and looked at in ten views (§4.1).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax import command, figures, host, trained
+from alexnet_jax.data.pictures import centre_square, decode
+from alexnet_jax.scores import Evaluator
+from alexnet_jax.terminal import progress_bar
+
+AT_ONCE = 16  # pictures; ten thousand need no more memory than these
+
+
+def predict(
+    net: trained.Trained, files: Sequence[Path], *, ten_views: bool = True
+) -> tuple[list[tuple[Path, figures.Guess]], list[str]]:
+    """The best labels of the pictures in `files`, and a line for each that cannot be read.
+
+    Args:
+      net: a trained network, on one device.
+      files: JPEG, PNG and other common files.
+      ten_views: average over ten views; else the centre crop.
+    """
+    evaluator, size = Evaluator(net.setup), net.setup.config.data.size
+    classes = net.setup.records.manifest.classes
+    found: list[tuple[Path, figures.Guess]] = []
+    unread: list[str] = []
+    with progress_bar(len(files), "pictures", "pictures", leave=False) as bar:
+        for start in range(0, len(files), AT_ONCE):
+            squares = _squares(files[start : start + AT_ONCE], size, unread)
+            bar.update(min(AT_ONCE, len(files) - start))
+            if not squares:
+                continue
+            # Always as many: a network is compiled anew for each number of pictures.
+            images = np.zeros((AT_ONCE, size, size, 3), np.uint8)
+            images[: len(squares)] = [square for _, square in squares]
+            chances = np.exp(evaluator.log_chances_of(net.params, images, ten_views=ten_views))
+            nothing = [None] * len(squares)
+            guesses = figures.best_guesses(
+                images[: len(squares)], chances[: len(squares)], classes, nothing
+            )
+            found += [(file, guess) for (file, _), guess in zip(squares, guesses, strict=True)]
+    return found, unread
+
+
+def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[Path, np.ndarray]]:
+    """Those that can be read, as uint8 [size, size, 3]; of the others a line goes to `unread`."""
+    squares = []
+    for file in files:
+        try:
+            squares.append((file, centre_square(decode(file.read_bytes()), size)))
+        except OSError as error:
+            unread.append(f"{file} cannot be read: {error.strerror}")
+        except ValueError as error:
+            unread.append(f"{file} {error}")
+    return squares
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are the process' own if not given."""
+    given = _parser().parse_args(arguments)
+
+    def job() -> None:
+        host.set_up(1)
+        step = trained.parse_step(given.step)
+        net = trained.open_trained(Path(given.workdir), step=step, records=given.records)
+        files = [Path(name) for name in given.pictures]
+        found, unread = predict(net, files, ten_views=given.views == 10)
+        for file, guess in found:
+            best = zip(guess.labels, guess.chances, strict=True)
+            print(f"{file}: " + ", ".join(f"{label} {chance:.1%}" for label, chance in best))
+        if given.json:
+            values = [{"picture": str(file), "labels": _named(guess)} for file, guess in found]
+            Path(given.json).write_text(json.dumps(values, indent=2) + "\n")
+        if given.out and found:
+            figures.save(figures.draw_guesses([guess for _, guess in found]), Path(given.out))
+        for line in unread:
+            print(f"error: {line}", file=sys.stderr)
+        if unread:
+            sys.exit(2)
+
+    command.guard(job, "stopped")
+
+
+def _named(guess: figures.Guess) -> dict[str, float]:
+    return dict(zip(guess.labels, guess.chances, strict=True))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("predict", __doc__)
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="PICTURE", help="JPEG, PNG and other common files")
+    add("--workdir", required=True, help="the folder of a run")
+    add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")
+    add("--step", default="newest", help="the checkpoint: newest, best or a number; newest")
+    add("--records", help="where the run's records are, if not where they were")
+    add("--json", help="a file to write the five best labels to")
+    add("--out", help="a picture to draw: each picture with its best labels as bars")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

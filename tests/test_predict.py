@@ -1,0 +1,93 @@
+"""Labels for pictures: those of the checkpoint's own scores; files that are none are named."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from alexnet_jax import figures, predict, trained
+from alexnet_jax.scores import Evaluator
+from alexnet_jax.train import fit
+from tests.conftest import make_config
+
+
+@pytest.fixture(autouse=True)
+def in_a_process_that_has_begun(monkeypatch):
+    monkeypatch.setattr(predict.host, "set_up", lambda devices: None)
+
+
+@pytest.fixture(scope="module")
+def net(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    short = {"steps": 6, "batch": 32, "evaluate__batch": 32}
+    fit(make_config(records, evaluate__ten_views_at_end=False, **short), folder)
+    return trained.open_trained(folder)
+
+
+@pytest.fixture(scope="module")
+def files(net, tmp_path_factory):
+    """The first 20 validation pictures as PNG files."""
+    folder, split = tmp_path_factory.mktemp("pictures"), net.setup.validation
+    picture, paths = np.empty((split.size, split.size, 3), np.uint8), []
+    for index in range(20):
+        split.read(index, picture)
+        paths.append(folder / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), picture[..., ::-1])
+    return paths
+
+
+@pytest.mark.parametrize("ten_views", [False, True])
+def test_labels_are_those_of_the_splits_scores(net, files, ten_views):
+    found, unread = predict.predict(net, files, ten_views=ten_views)
+    log = Evaluator(net.setup).log_chances(
+        net.params, net.setup.validation, ten_views=ten_views, what="all"
+    )
+    classes = net.setup.records.manifest.classes
+    assert not unread
+    assert [file for file, _ in found] == files
+    for (_, guess), row in zip(found, np.exp(log), strict=False):
+        best = np.sort(row)[::-1][:5]
+        np.testing.assert_allclose(guess.chances, best, rtol=1e-4)
+        np.testing.assert_allclose(row[classes.index(guess.labels[0])], best[0], rtol=1e-4)
+
+
+def test_files_that_are_no_pictures_are_named_and_the_others_labelled(net, files, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+    given = [files[0], tmp_path / "text.png", tmp_path / "none.png", files[1]]
+    with pytest.raises(SystemExit) as end:
+        predict.main([f"--workdir={net.folder}", *map(str, given)])
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert [line.split(":")[0] for line in said.out.splitlines()] == [str(f) for f in files[:2]]
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: {tmp_path}/text.png cannot be decoded",
+        f"error: {tmp_path}/none.png cannot be read: No such file or directory",
+    ]
+
+
+def test_the_command_writes_json_and_draws(net, files, tmp_path):
+    pytest.importorskip("matplotlib")
+    written, drawn = tmp_path / "labels.json", tmp_path / "labels.png"
+    line = [f"--workdir={net.folder}", "--views=1", f"--json={written}", f"--out={drawn}"]
+    predict.main([*line, *map(str, files[:3])])
+    values = json.loads(written.read_text())
+    assert [value["picture"] for value in values] == [str(file) for file in files[:3]]
+    for value in values:
+        chances = list(value["labels"].values())
+        assert len(chances) == 5
+        assert chances == sorted(chances, reverse=True)
+    assert cv2.imread(str(drawn)).std() > 5
+
+
+def test_the_right_label_has_another_colour_and_all_stand_in_order():
+    pytest.importorskip("matplotlib")
+    picture, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
+    (guess,) = figures.best_guesses(picture[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
+    assert guess.labels == ("dog", "cat", "owl")
+    figure = figures.draw_guesses([guess])
+    bars = figure.axes[1].patches
+    np.testing.assert_allclose([bar.get_width() for bar in bars], [0.7, 0.2, 0.1], rtol=1e-6)
+    colours = [bar.get_facecolor() for bar in bars]
+    assert colours[0] == colours[2] != colours[1]
