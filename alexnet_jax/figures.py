@@ -7,6 +7,7 @@ python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 figure1  Fig. 1: training error by epochs for each activation, and when it reached 25%
 kernels  Fig. 3: the first layer's kernels, tower A above tower B
 figure4  Fig. 4, left: eight validation pictures with their five best labels
+neighbours  Fig. 4, right: five of them, and the training pictures that fc7 takes for most alike
 curves   loss, error rates and learning rate of each run
 """
 
@@ -19,8 +20,10 @@ import jax
 import numpy as np
 
 from alexnet_jax import command, host, trained, workdir
+from alexnet_jax.data.records import Split
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_metrics
+from alexnet_jax.neighbours import nearest
 from alexnet_jax.scores import Evaluator
 
 if TYPE_CHECKING:
@@ -237,13 +240,50 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
         raise UserError("figure4 shows one run; give one folder as --workdirs")
     net = trained.open_trained(folders[0])
     split, classes = net.setup.validation, net.setup.records.manifest.classes
-    chosen = np.linspace(0, len(split) - 1, min(8, len(split))).astype(int)
+    pictures = _read_some(split, 8)
+    log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
+    truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
+    return draw_guesses(best_guesses(pictures, np.exp(log), classes, truths))
+
+
+# --- Fig. 4, right ------------------------------------------------------------------------------
+
+
+def draw_neighbours(folders: Sequence[Path]) -> "Figure":
+    """Fig. 4, right: five validation pictures, and beside each the six nearest to train with."""
+    if len(folders) > 1:
+        raise UserError("neighbours shows one run; give one folder as --workdirs")
+    net = trained.open_trained(folders[0])
+    asked = _read_some(net.setup.validation, 5)
+    train = net.setup.train
+    found = nearest(net.setup, net.params, asked, train, min(6, len(train)))
+    columns = 1 + found.indices.shape[1]
+    figure = _figure(1.1 * columns, 1.2 * len(asked))
+    grid = figure.subplots(len(asked), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, picture, indices, distances in zip(grid, asked, *found, strict=True):
+        row[0].imshow(picture)
+        for axes, index, distance in zip(row[1:], indices, distances, strict=True):
+            near = np.empty_like(picture)
+            train.read(int(index), near)
+            axes.imshow(near)
+            axes.set_title(f"{distance:.3g}", fontsize=7)
+    grid[0, 0].set_title("asked", fontsize=7)
+    return figure
+
+
+def _read_some(split: Split, count: int) -> np.ndarray:
+    """So many pictures of a split, evenly spaced, or all: uint8 [n, size, size, 3]."""
+    chosen = _spaced(split, count)
     pictures = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
     for out, index in zip(pictures, chosen, strict=True):
         split.read(int(index), out)
-    log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
-    truths = [classes[split.labels[index]] for index in chosen]
-    return draw_guesses(best_guesses(pictures, np.exp(log), classes, truths))
+    return pictures
+
+
+def _spaced(split: Split, count: int) -> np.ndarray:
+    return np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
 
 
 # --- training curves ----------------------------------------------------------------------------
@@ -285,6 +325,7 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "figure1": draw_figure1,
     "kernels": draw_kernels,
     "figure4": draw_figure4,
+    "neighbours": draw_neighbours,
     "curves": draw_curves,
 }
 

@@ -96,7 +96,7 @@ def run(records, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["figure1", "kernels", "figure4", "curves"])
+@pytest.mark.parametrize("name", ["figure1", "kernels", "figure4", "neighbours", "curves"])
 def test_the_command_draws(run, tmp_path, name):
     out = tmp_path / "figure.png"
     figures.main([name, f"--workdirs={run}", f"--out={out}"])

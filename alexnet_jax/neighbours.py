@@ -1,0 +1,90 @@
+"""Pictures that a network takes for alike: the nearest by its last hidden layer (§6.1, Fig. 4)."""
+
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.data import augment
+from alexnet_jax.data.pipeline import eval_batches, eval_steps
+from alexnet_jax.data.records import Split
+from alexnet_jax.model.mesh import DATA, TOWER, local_rows, place_batch
+from alexnet_jax.setup import Setup
+from alexnet_jax.terminal import progress_bar
+
+
+class Nearest(NamedTuple):
+    """For each picture asked for, the nearest of a split, nearest first.
+
+    Attributes:
+      indices: int [n, count], in the split.
+      distances: float [n, count], Euclidean.
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
+
+
+def nearest(setup: Setup, params: Any, pictures: np.ndarray, split: Split, count: int) -> Nearest:
+    """The `count` pictures of `split` whose hidden vectors are nearest to those of `pictures`.
+
+    Every vector is compared, and only the nearest so far are kept: a million need no more memory
+    than a batch.
+
+    Args:
+      setup: the network's.
+      params: its parameters.
+      pictures: uint8 [n, size, size, 3], as many as the devices can share equally.
+      split: where to look.
+      count: neighbours of each; at most the pictures of `split`.
+    """
+    vectors, c, mesh = hidden_vectors(setup), setup.config, setup.network.mesh
+    placed = place_batch(mesh, {"image": pictures}, len(pictures))
+    asked = np.asarray(vectors(params, setup.pixels, placed), np.float64)
+    best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
+    batch, first = c.evaluate.batch, 0
+    batches = eval_batches(split, batch=batch, rows=local_rows(mesh, batch), threads=c.data.threads)
+    total = eval_steps(len(split), batch)
+    with closing(batches), progress_bar(total, "looking for the nearest", "batches") as bar:
+        for one in batches:
+            valid = one["valid"]
+            placed = place_batch(mesh, {"image": one["image"]}, batch)
+            found = np.asarray(vectors(params, setup.pixels, placed), np.float64)[valid]
+            best = _nearer(best, first, _distances(asked, found), count)
+            first += len(found)
+            bar.update()
+    return best
+
+
+def hidden_vectors(setup: Setup) -> Any:
+    """The jitted (params, pixels, batch) -> float32 [b, n], the last hidden layer's outputs.
+
+    For AlexNet fc7's 4096, before dropout's factor, which would halve all distances alike.
+    """
+    network, layer = setup.network, setup.config.model.names[-2]
+
+    def look(params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
+        images = augment.view(batch["image"], pixels["mean"], setup.config.data, augment.CENTRE)
+        outputs = network.bind(params).outputs(images)[layer]
+        return outputs.reshape(len(images), -1).astype(jnp.float32)
+
+    inputs = (network.specs, P(), network.spec(DATA))
+    return network.jit(network.shard_map(look, inputs, network.spec(DATA, TOWER)))
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean, of all pairs: [n, d] and [m, d] to [n, m]."""
+    squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _nearer(best: Nearest, first: int, distances: np.ndarray, count: int) -> Nearest:
+    """The best of those so far and of new ones, numbered from `first` on."""
+    new = np.broadcast_to(np.arange(first, first + distances.shape[1]), distances.shape)
+    index = np.concatenate([best.indices, new], axis=1)
+    distance = np.concatenate([best.distances, distances], axis=1)
+    order = np.argsort(distance, axis=1, kind="stable")[:, :count]
+    return Nearest(*(np.take_along_axis(part, order, axis=1) for part in (index, distance)))
