@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import command, figures, host, trained
+from alexnet_jax import command, host, trained
 from alexnet_jax.data.pictures import centre_square, decode
+from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
+from alexnet_jax.figures.sheet import save
 from alexnet_jax.scores import Evaluator
 from alexnet_jax.terminal import progress_bar
 
@@ -23,7 +25,7 @@ AT_ONCE = 16  # pictures; ten thousand need no more memory than these
 
 def predict(
     net: trained.Trained, files: Sequence[Path], *, ten_views: bool = True
-) -> tuple[list[tuple[Path, figures.Guess]], list[str]]:
+) -> tuple[list[tuple[Path, Guess]], list[str]]:
     """The best labels of the pictures in `files`, and a line for each that cannot be read.
 
     Args:
@@ -33,7 +35,7 @@ def predict(
     """
     evaluator, size = Evaluator(net.setup), net.setup.config.data.size
     classes = net.setup.records.manifest.classes
-    found: list[tuple[Path, figures.Guess]] = []
+    found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
     with progress_bar(len(files), "pictures", "pictures", leave=False) as bar:
         for start in range(0, len(files), AT_ONCE):
@@ -46,7 +48,7 @@ def predict(
             images[: len(squares)] = [square for _, square in squares]
             chances = np.exp(evaluator.log_chances_of(net.params, images, ten_views=ten_views))
             nothing = [None] * len(squares)
-            guesses = figures.best_guesses(
+            guesses = best_guesses(
                 images[: len(squares)], chances[: len(squares)], classes, nothing
             )
             found += [(file, guess) for (file, _), guess in zip(squares, guesses, strict=True)]
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values = [{"picture": str(file), "labels": _named(guess)} for file, guess in found]
             Path(given.json).write_text(json.dumps(values, indent=2) + "\n")
         if given.out and found:
-            figures.save(figures.draw_guesses([guess for _, guess in found]), Path(given.out))
+            save(draw_guesses([guess for _, guess in found]), Path(given.out))
         for line in unread:
             print(f"error: {line}", file=sys.stderr)
         if unread:
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.guard(job, "stopped")
 
 
-def _named(guess: figures.Guess) -> dict[str, float]:
+def _named(guess: Guess) -> dict[str, float]:
     return dict(zip(guess.labels, guess.chances, strict=True))
 
 

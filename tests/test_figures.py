@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import figures, trained
+from alexnet_jax import host, trained
 from alexnet_jax.errors import UserError
+from alexnet_jax.figures import figure1, kernels
+from alexnet_jax.figures.__main__ import FIGURES, main
 from alexnet_jax.train import fit
 from tests.conftest import make_config
 
@@ -18,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(autouse=True)
 def in_a_process_that_has_begun(monkeypatch):
-    monkeypatch.setattr(figures.host, "set_up", lambda devices: None)
+    monkeypatch.setattr(host, "set_up", lambda devices: None)
 
 
 def write_run(folder, activation, lines):
@@ -39,42 +41,42 @@ def write_run(folder, activation, lines):
 def test_an_epochs_training_error_is_the_mean_over_its_steps(tmp_path):
     # The second epoch ends with step 200, at 2.005; the third is not over.
     lines = [(50, 0.8), (100, 0.6), (180, 0.5), (200, 0.1), (250, 0.3)]
-    epochs, errors = figures.training_errors(write_run(tmp_path / "a", "relu", lines))
+    epochs, errors = figure1.training_errors(write_run(tmp_path / "a", "relu", lines))
     np.testing.assert_array_equal(epochs, [1, 2])
     np.testing.assert_allclose(errors, [0.7, (80 * 0.5 + 20 * 0.1) / 100])
 
 
 def test_the_goal_is_reached_between_two_epochs():
     epochs, errors = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.3, 0.2])
-    assert figures.epochs_to(0.25, epochs, errors) == pytest.approx(2.5)
-    assert figures.epochs_to(0.5, epochs, errors) == 1
-    assert figures.epochs_to(0.1, epochs, errors) is None
+    assert figure1.epochs_to(0.25, epochs, errors) == pytest.approx(2.5)
+    assert figure1.epochs_to(0.5, epochs, errors) == 1
+    assert figure1.epochs_to(0.1, epochs, errors) is None
 
 
 def test_figure_1_says_when_each_reached_the_goal(tmp_path):
     relu = write_run(tmp_path / "relu", "relu", [(100, 0.3), (200, 0.2)])
     tanh = write_run(tmp_path / "tanh", "tanh", [(100 * n, 0.7 - 0.05 * n) for n in range(1, 12)])
-    figure = figures.draw_figure1([relu, tanh])
+    figure = figure1.draw_figure1([relu, tanh])
     title = figure.axes[0].get_title()
     assert title == "epochs to 25% training error: relu 1.5, tanh 9.0 (6.0 times)"
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
-    title = figures.draw_figure1([relu, never]).axes[0].get_title()
+    title = figure1.draw_figure1([relu, never]).axes[0].get_title()
     assert title == "epochs to 25% training error: relu 1.5, tanh never"
 
 
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
     folder = write_run(tmp_path / "a", "relu", [(50, 0.8)])
     with pytest.raises(UserError, match="has not done an epoch yet"):
-        figures.training_errors(folder)
+        figure1.training_errors(folder)
 
 
 @pytest.mark.parametrize("towers", [1, 2])
 def test_each_kernel_has_its_place_in_the_mosaic(towers):
-    kernels = np.zeros((3, 3, 3, 8), np.float32)
+    weights = np.zeros((3, 3, 3, 8), np.float32)
     for number in range(8):
-        kernels[0, 0, 0, number] = number + 1  # red in the corner: the largest, so 1
-        kernels[2, 2, 2, number] = -(number + 1) / 2
-    mosaic = figures.kernel_mosaic(kernels, towers, columns=2)
+        weights[0, 0, 0, number] = number + 1  # red in the corner: the largest, so 1
+        weights[2, 2, 2, number] = -(number + 1) / 2
+    mosaic = kernels.kernel_mosaic(weights, towers, columns=2)
     rows = [1, 5, 9, 13] if towers == 1 else [1, 5, 13, 17]
     for number in range(8):
         y, x = rows[number // 2], 1 + 4 * (number % 2)
@@ -85,7 +87,27 @@ def test_each_kernel_has_its_place_in_the_mosaic(towers):
 
 
 def test_a_kernel_of_zeros_is_grey():
-    assert (figures.kernel_mosaic(np.zeros((3, 3, 3, 1), np.float32), 1)[1:4, 1:4] == 0.5).all()
+    assert (kernels.kernel_mosaic(np.zeros((3, 3, 3, 1), np.float32), 1)[1:4, 1:4] == 0.5).all()
+
+
+def test_colour_is_what_the_three_colours_do_not_share():
+    grey = np.ones((4, 4, 3)) * np.arange(16).reshape(4, 4, 1)
+    red_against_green = np.zeros((4, 4, 3))
+    red_against_green[..., 0], red_against_green[..., 1] = 1, -1
+    red = np.zeros((4, 4, 3))
+    red[..., 0] = 1  # (2/3)^2 + 2 (1/3)^2 = 2/3 of its energy
+    found = kernels.colourfulness(np.stack([grey, red_against_green, red], axis=-1))
+    np.testing.assert_allclose(found, [0, 1, 2 / 3], atol=1e-12)
+
+
+def test_a_grating_is_oriented_and_a_round_spot_is_not():
+    y, x = np.mgrid[:16, :16]
+    upright = np.cos(2 * np.pi * 3 * x / 16)
+    aslant = np.cos(2 * np.pi * (3 * x + 3 * y) / 16)
+    spot = np.exp(-((x - 7.5) ** 2 + (y - 7.5) ** 2) / 8)
+    shown = np.stack([upright, aslant, spot, 0 * x], axis=-1)
+    found = kernels.orientation_strength(np.repeat(shown[:, :, None], 3, axis=2))
+    np.testing.assert_allclose(found, [1, 1, 0, 0], atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +118,21 @@ def run(records, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["figure1", "kernels", "figure4", "neighbours", "curves"])
+@pytest.mark.parametrize("name", FIGURES)
 def test_the_command_draws(run, tmp_path, name):
     out = tmp_path / "figure.png"
-    figures.main([name, f"--workdirs={run}", f"--out={out}"])
+    main([name, f"--workdirs={run}", f"--out={out}"])
     picture = cv2.imread(str(out))
     assert min(picture.shape[:2]) > 100
     assert picture.std() > 5
 
 
 def test_the_kernels_are_the_checkpoints(run):
-    figure = figures.draw_kernels([run])
+    figure = kernels.draw_kernels([run])
     net = trained.open_trained(run)
-    kernels = np.asarray(jax.device_get(net.params["conv1"]["kernel"]))
+    weights = np.asarray(jax.device_get(net.params["conv1"]["kernel"]))
     shown = np.asarray(figure.axes[0].images[0].get_array())
-    np.testing.assert_allclose(shown, figures.kernel_mosaic(kernels, 2), atol=1e-6)
+    np.testing.assert_allclose(shown, kernels.kernel_mosaic(weights, 2), atol=1e-6)
     assert "tower A above, tower B below" in figure.axes[0].get_title()
 
 
@@ -124,7 +146,7 @@ def test_the_kernels_are_the_checkpoints(run):
 def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
     name, out = asked.split()
     with pytest.raises(SystemExit):
-        figures.main([name, f"--workdirs={run},{run}", f"--out={tmp_path / out}"])
+        main([name, f"--workdirs={run},{run}", f"--out={tmp_path / out}"])
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert re.search(said, error)

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from alexnet_jax import figures, predict, trained
+from alexnet_jax import predict, trained
+from alexnet_jax.figures.figure4 import best_guesses, draw_guesses
 from alexnet_jax.scores import Evaluator
 from alexnet_jax.train import fit
 from tests.conftest import make_config
@@ -84,9 +85,9 @@ def test_the_command_writes_json_and_draws(net, files, tmp_path):
 def test_the_right_label_has_another_colour_and_all_stand_in_order():
     pytest.importorskip("matplotlib")
     picture, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
-    (guess,) = figures.best_guesses(picture[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
+    (guess,) = best_guesses(picture[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
     assert guess.labels == ("dog", "cat", "owl")
-    figure = figures.draw_guesses([guess])
+    figure = draw_guesses([guess])
     bars = figure.axes[1].patches
     np.testing.assert_allclose([bar.get_width() for bar in bars], [0.7, 0.2, 0.1], rtol=1e-6)
     colours = [bar.get_facecolor() for bar in bars]

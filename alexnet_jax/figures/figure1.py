@@ -1,0 +1,95 @@
+"""Fig. 1 (§3.1): training error by epochs for each activation, and when it reached 25%."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alexnet_jax import workdir
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GOAL = 0.25  # the training error at which Fig. 1 compares
+COLOURS = {"relu": "C0", "tanh": "C1"}
+
+
+def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs done, float [n], and the mean training top-1 error over each epoch until then.
+
+    Every line of metrics tells the mean over the steps since the one before.
+
+    Raises:
+      UserError: the run has not done an epoch yet.
+    """
+    wrong: dict[int, float] = {}  # steps times error rate, by epoch
+    steps: dict[int, int] = {}
+    ended: dict[int, float] = {}
+    step, begun = 0, 0.0
+    for line in read_metrics(folder):
+        if "train/top1_error" not in line:
+            continue
+        # There is a line at every epoch's end, so none tells of two but for parts of a batch.
+        number = int((begun + line["epoch"]) / 2) + 1
+        taken = line["step"] - step
+        wrong[number] = wrong.get(number, 0.0) + taken * line["train/top1_error"]
+        steps[number] = steps.get(number, 0) + taken
+        ended[number] = line["epoch"]
+        step, begun = line["step"], line["epoch"]
+    whole = [number for number, epoch in ended.items() if epoch >= number]
+    if not whole:
+        raise UserError(f"{folder} has not done an epoch yet, so there is no training error of one")
+    return np.array(whole, float), np.array([wrong[n] / steps[n] for n in whole])
+
+
+def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | None:
+    """After how many epochs the error was `goal`, between two of them by a line; None if never."""
+    below = np.flatnonzero(errors <= goal)
+    if not len(below):
+        return None
+    first = int(below[0])
+    if first == 0:
+        return float(epochs[0])
+    (e0, e1), (y0, y1) = epochs[first - 1 : first + 1], errors[first - 1 : first + 1]
+    return float(e0 + (e1 - e0) * (y0 - goal) / (y0 - y1))
+
+
+def draw_figure1(folders: Sequence[Path]) -> "Figure":
+    """Fig. 1 (§3.1) of runs that differ in their activation; one line a run, one colour each."""
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    reached: dict[str, list[float | None]] = {}
+    for folder in folders:
+        kind = workdir.read_config(folder).model.activation
+        epochs, errors = training_errors(folder)
+        first = kind not in reached
+        reached.setdefault(kind, []).append(epochs_to(GOAL, epochs, errors))
+        style = {"relu": "-", "tanh": "--"}[kind]
+        label = {"relu": "ReLU", "tanh": "tanh"}[kind] if first else None
+        axes.plot(epochs, errors, style, color=COLOURS[kind], label=label, linewidth=1.5)
+    axes.axhline(GOAL, color="0.6", linewidth=0.8)
+    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 0.8), title=_when(reached))
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _when(reached: dict[str, list[float | None]]) -> str:
+    """When each activation reached the goal, in the mean over its runs; and the ratio."""
+    means = {
+        kind: float(np.mean([value for value in values if value is not None]))
+        for kind, values in reached.items()
+        if None not in values
+    }
+    parts = [
+        f"{kind} {means[kind]:.1f}" if kind in means else f"{kind} never"
+        for kind in sorted(reached)
+    ]
+    text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
+    if {"relu", "tanh"} <= means.keys():
+        text += f" ({means['tanh'] / means['relu']:.1f} times)"
+    return text

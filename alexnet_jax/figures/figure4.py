@@ -1,0 +1,130 @@
+"""Fig. 4 (§6.1): what a network makes of pictures, and which it takes for alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from alexnet_jax import trained
+from alexnet_jax.data.records import Split
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.neighbours import nearest
+from alexnet_jax.scores import Evaluator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Guess(NamedTuple):
+    """What a network made of a picture.
+
+    Attributes:
+      picture: uint8 [size, size, 3], as the network's views were cut from it.
+      labels: the best classes, best first.
+      chances: their probabilities.
+      truth: the right class, if it is known.
+    """
+
+    picture: np.ndarray
+    labels: tuple[str, ...]
+    chances: tuple[float, ...]
+    truth: str | None = None
+
+
+def best_guesses(
+    pictures: np.ndarray,
+    chances: np.ndarray,
+    classes: Sequence[str],
+    truths: Sequence[str | None],
+    count: int = 5,
+) -> list[Guess]:
+    """The `count` best classes, or all if there are fewer, of probabilities [n, classes]."""
+    guesses = []
+    for picture, row, truth in zip(pictures, chances, truths, strict=True):
+        best = np.argsort(-row, kind="stable")[: min(count, len(classes))]
+        labels = tuple(classes[i] for i in best)
+        guesses.append(Guess(picture, labels, tuple(float(row[i]) for i in best), truth))
+    return guesses
+
+
+def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
+    """Fig. 4, left: each picture with its best labels as bars; the right one's bar is red."""
+    columns = min(columns, len(guesses))
+    rows = -(-len(guesses) // columns)
+    figure = new_figure(2.4 * columns, 3.9 * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.4, 1.3] * rows)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, guess in enumerate(guesses):
+        row, column = divmod(number, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(guess.picture)
+        if guess.truth is not None:
+            above.set_title(_short(guess.truth), fontsize=9)
+        _bars(below, guess)
+    return figure
+
+
+def _bars(axes: Any, guess: Guess) -> None:
+    """The probabilities from top to bottom, each label on its bar."""
+    places = range(len(guess.labels))
+    colours = ["#e8908a" if label == guess.truth else "#9dbbe0" for label in guess.labels]
+    axes.barh(places, guess.chances, color=colours, height=0.86)
+    for place, label in zip(places, guess.labels, strict=True):
+        axes.text(0.02, place, _short(label), va="center", fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
+
+
+def _short(label: str, longest: int = 26) -> str:
+    return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+def draw_figure4(folders: Sequence[Path]) -> "Figure":
+    """Fig. 4, left: eight pictures of a run's validation split, evenly spaced, by ten views."""
+    if len(folders) > 1:
+        raise UserError("figure4 shows one run; give one folder as --workdirs")
+    net = trained.open_trained(folders[0])
+    split, classes = net.setup.validation, net.setup.records.manifest.classes
+    pictures = _read_some(split, 8)
+    log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
+    truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
+    return draw_guesses(best_guesses(pictures, np.exp(log), classes, truths))
+
+
+def draw_neighbours(folders: Sequence[Path]) -> "Figure":
+    """Fig. 4, right: five validation pictures, and beside each the six nearest to train with."""
+    if len(folders) > 1:
+        raise UserError("neighbours shows one run; give one folder as --workdirs")
+    net = trained.open_trained(folders[0])
+    asked = _read_some(net.setup.validation, 5)
+    train = net.setup.train
+    found = nearest(net.setup, net.params, asked, train, min(6, len(train)))
+    columns = 1 + found.indices.shape[1]
+    figure = new_figure(1.1 * columns, 1.2 * len(asked))
+    grid = figure.subplots(len(asked), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, picture, indices, distances in zip(grid, asked, *found, strict=True):
+        row[0].imshow(picture)
+        for axes, index, distance in zip(row[1:], indices, distances, strict=True):
+            near = np.empty_like(picture)
+            train.read(int(index), near)
+            axes.imshow(near)
+            axes.set_title(f"{distance:.3g}", fontsize=7)
+    grid[0, 0].set_title("asked", fontsize=7)
+    return figure
+
+
+def _read_some(split: Split, count: int) -> np.ndarray:
+    """So many pictures of a split, evenly spaced, or all: uint8 [n, size, size, 3]."""
+    chosen = _spaced(split, count)
+    pictures = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
+    for out, index in zip(pictures, chosen, strict=True):
+        split.read(int(index), out)
+    return pictures
+
+
+def _spaced(split: Split, count: int) -> np.ndarray:
+    return np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)

@@ -1,0 +1,127 @@
+"""Fig. 3 (§6.1): the first layer's kernels, and how the towers share the work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from alexnet_jax import trained
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures.sheet import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def kernel_mosaic(kernels: np.ndarray, towers: int, columns: int = 16) -> np.ndarray:
+    """The kernels beside each other, tower A's rows above tower B's, a wider gap between.
+
+    Zero is grey, and each kernel's largest weight, of either sign, has full contrast.
+
+    Args:
+      kernels: [side, side, 3, n], of a first layer; tower A's come first.
+      towers: 1 or 2.
+      columns: kernels in a row.
+
+    Returns:
+      float32 [height, width, 3] in [0, 1]; the gaps are white.
+    """
+    side, _, _, count = kernels.shape
+    mine = count // towers
+    columns = min(columns, mine)
+    rows = -(-mine // columns)
+    cell, gap = side + 1, 4
+    height = towers * rows * cell + 1 + (towers - 1) * gap
+    mosaic = np.ones((height, columns * cell + 1, 3), np.float32)
+    scale = np.abs(kernels).max(axis=(0, 1, 2), keepdims=True)
+    shown = 0.5 + kernels / (2 * np.where(scale > 0, scale, 1))
+    for number in range(mine * towers):
+        tower, place = divmod(number, mine)
+        row, column = divmod(place, columns)
+        y = 1 + (tower * rows + row) * cell + tower * gap
+        x = 1 + column * cell
+        mosaic[y : y + side, x : x + side] = shown[..., number]
+    return mosaic
+
+
+def draw_kernels(folders: Sequence[Path]) -> "Figure":
+    """Fig. 3: the first layer's kernels of one run, as `kernel_mosaic` lays them out."""
+    if len(folders) > 1:
+        raise UserError("kernels shows one run; give one folder as --workdirs")
+    net = trained.open_trained(folders[0])
+    first, kernels = _first_layer(net)
+    towers = net.setup.config.model.towers
+    mosaic = kernel_mosaic(kernels, towers)
+    width = 8.0
+    figure = new_figure(width, 0.6 + width * mosaic.shape[0] / mosaic.shape[1])
+    axes = figure.subplots()
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_axis_off()
+    which = "tower A above, tower B below" if towers == 2 else "one tower"
+    axes.set_title(f"{first}, {kernels.shape[-1]} kernels, step {net.step}: {which}", fontsize=10)
+    return figure
+
+
+def draw_towers(folders: Sequence[Path]) -> "Figure":
+    """How the towers of each run share the work: a point for each kernel of the first layer.
+
+    The paper's tower A is largely colour-agnostic and its tower B colour-specific, in every run.
+    """
+    figure = new_figure(3.2 * len(folders) + 0.4, 3.4)
+    panels = figure.subplots(1, len(folders), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, folder in zip(panels, folders, strict=True):
+        net = trained.open_trained(folder)
+        _, kernels = _first_layer(net)
+        colour, orientation = colourfulness(kernels), orientation_strength(kernels)
+        towers = net.setup.config.model.towers
+        parts = np.split(np.arange(kernels.shape[-1]), towers)
+        for name, own in zip("AB", parts, strict=False):
+            label = f"tower {name}: colour {colour[own].mean():.2f}, oriented " + (
+                f"{orientation[own].mean():.2f}"
+            )
+            axes.plot(colour[own], orientation[own], "o^"[name == "B"], label=label, alpha=0.7)
+        axes.set(title=f"{folder.name}, step {net.step}", xlabel="colour", xlim=(0, 1), ylim=(0, 1))
+        axes.legend(frameon=False, fontsize=7, loc="upper center")
+    panels[0].set_ylabel("orientation")
+    return figure
+
+
+def colourfulness(kernels: np.ndarray) -> np.ndarray:
+    """The share of each kernel's energy that is not grey: float [n] in [0, 1].
+
+    The grey part of a kernel [side, side, 3, n] is what its three colours have in common.
+    """
+    grey = kernels.mean(axis=2, keepdims=True)
+    energy = (kernels**2).sum(axis=(0, 1, 2))
+    return ((kernels - grey) ** 2).sum(axis=(0, 1, 2)) / np.where(energy > 0, energy, 1)
+
+
+def orientation_strength(kernels: np.ndarray) -> np.ndarray:
+    """How much each kernel is stripes of one direction: float [n]; 1 a grating, 0 none.
+
+    (a - b) / (a + b), a and b the larger and the smaller moment of inertia of the power spectrum,
+    without its constant part, about the origin; the colours' spectra are added.
+    """
+    side = kernels.shape[0]
+    power = np.abs(np.fft.fft2(kernels, axes=(0, 1))) ** 2
+    power = power.sum(axis=2)
+    f = np.fft.fftfreq(side)
+    v, u = np.meshgrid(f, f, indexing="ij")
+    uu, vv, uv = (np.tensordot(w, power, axes=2) for w in (u * u, v * v, u * v))
+    total = uu + vv
+    return np.hypot(uu - vv, 2 * uv) / np.where(total > 0, total, 1)
+
+
+def _first_layer(net: trained.Trained) -> tuple[str, np.ndarray]:
+    """Its name and kernels, float32 [side, side, 3, n].
+
+    Raises:
+      UserError: they do not look at three colours.
+    """
+    first = net.setup.config.model.names[0]
+    kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
+    if kernels.ndim != 4 or kernels.shape[2] != 3:
+        raise UserError(f"{first} of {net.folder} does not look at pictures")
+    return first, kernels
