@@ -240,6 +240,7 @@ class Config:
     devices: int = number(1, changeable=True)  # with two towers: 1 or an even number
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
     batch: int = number(1)  # pictures in a step, over all devices
+    init_from: str  # a workdir whose newest weights to begin with, but for the last layer; "": none
     epochs: int = number(1, changeable=True)  # at most
     steps: int = number(0, changeable=True)  # stop after so many; 0: only epochs count
     checkpoint_every: int = number(0, changeable=True)  # steps, besides each epoch's end; 0: none

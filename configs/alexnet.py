@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.devices = 2  # one tower on each
     config.dtype = "float32"
     config.batch = 128
+    config.init_from = ""
     config.epochs = 90
     config.steps = 0
     config.checkpoint_every = 2000
