@@ -100,7 +100,7 @@ def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndar
                 for factor in factors:
                     tried = weights.copy()
                     tried[net] *= factor
-                    if tried.sum() and loss(tried) < lowest - 1e-9:
+                    if tried.sum() and loss(tried) < lowest * (1 - 1e-6):  # more than rounding
                         weights, lowest, lowered = tried / tried.sum(), loss(tried), True
     return weights
 

@@ -46,7 +46,11 @@ def read_config(workdir: Path) -> config.Config:
     Raises:
       UserError: it holds none, or one that this version does not know.
     """
-    return config.parse(_read(workdir))
+    values = _read(workdir)
+    try:
+        return config.parse(values)
+    except UserError as error:
+        raise UserError(f"{workdir / CONFIG} is of another version: {error}") from None
 
 
 def _read(workdir: Path) -> dict[str, object]:

@@ -57,6 +57,12 @@ def test_searched_weights_leave_out_a_network_that_only_guesses():
     assert abs(weights[0] - weights[1]) < 0.2
 
 
+def test_the_same_network_twice_has_equal_weights():
+    labels = RNG.integers(0, 10, 500)
+    net = guesses(labels, 2)
+    np.testing.assert_array_equal(evaluate.search_weights([net, net.copy()], labels), [0.5, 0.5])
+
+
 def test_searched_weights_are_the_best_of_a_fine_grid():
     labels = RNG.integers(0, 10, 500)
     nets = [guesses(labels, 2), guesses(labels, 3)]
@@ -136,6 +142,15 @@ def test_a_step_that_is_none_is_refused(runs, step, said):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no run: there is no config.json"):
+        trained.open_trained(tmp_path)
+
+
+def test_a_run_of_another_version_is_named(runs, tmp_path):
+    values = json.loads((runs / "a" / "config.json").read_text())
+    del values["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    said = r"config.json is of another version: config.seed is missing"
+    with pytest.raises(UserError, match=said):
         trained.open_trained(tmp_path)
 
 
