@@ -21,6 +21,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.scores import Evaluator, Scores, label_ranks, mean_scores
 from alexnet_jax.terminal import say
 
+TINY = float(np.finfo(np.float32).tiny)  # the least probability: what is impossible costs 87 nats
+
 
 def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
     """Scores a checkpoint of a workdir on the validation split, by one view and by ten.
@@ -78,7 +80,8 @@ def average(chances: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 def score_chances(chances: np.ndarray, labels: np.ndarray) -> Scores:
     """The scores of probabilities, float [n, classes], of pictures with `labels`, int [n]."""
     ranks = label_ranks(jnp.asarray(chances), jnp.asarray(labels))
-    return mean_scores(_losses(chances, labels), np.asarray(ranks))
+    losses = -np.log(np.maximum(_own(chances, labels), TINY))
+    return mean_scores(losses, np.asarray(ranks))
 
 
 def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
@@ -87,9 +90,10 @@ def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndar
     Each weight in turn is multiplied by what lowers the loss most, until no change lowers it.
     """
     weights = np.ones(len(chances)) / len(chances)
+    own = np.stack([_own(part, labels) for part in chances]).astype(np.float64)
 
     def loss(weights: np.ndarray) -> float:
-        return float(_losses(average(chances, weights), labels).mean(dtype=np.float64))
+        return float(-np.log(np.maximum(weights @ own / weights.sum(), TINY)).mean())
 
     lowest = loss(weights)
     for factors in ((0.0, 0.5, 2.0), (0.8, 1.25), (0.95, 1.05)):
@@ -105,10 +109,9 @@ def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndar
     return weights
 
 
-def _losses(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log of the own class' probability, of at least the smallest normal float32: float [n]."""
-    own = np.take_along_axis(chances, labels[:, None].astype(np.int64), axis=-1)[:, 0]
-    return -np.log(np.maximum(own, np.finfo(np.float32).tiny))
+def _own(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability of each picture's own class: float [n]."""
+    return np.take_along_axis(chances, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 
 def _check_alike(nets: Sequence[trained.Trained]) -> None:
