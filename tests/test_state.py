@@ -36,6 +36,7 @@ def test_all_but_the_last_layer_is_the_other_runs(records, run, devices):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(state["optimizer"]))
 
 
+@pytest.mark.slow
 def test_it_trains_on_and_goes_on_from_its_own_checkpoint(records, run, tmp_path):
     c = make_config(records, init_from=str(run), **SHORT)
     fit(c, tmp_path / "on")
