@@ -61,7 +61,7 @@ def test_figure_1_says_when_each_reached_the_goal(tmp_path):
     assert title == "epochs to 25% training error: relu 1.5, tanh 9.0 (6.0 times)"
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
     title = figure1.draw_figure1([relu, never]).axes[0].get_title()
-    assert title == "epochs to 25% training error: relu 1.5, tanh never"
+    assert title == "epochs to 25% training error: relu 1.5, tanh not yet"
 
 
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):

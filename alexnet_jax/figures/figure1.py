@@ -86,7 +86,7 @@ def _when(reached: dict[str, list[float | None]]) -> str:
         if None not in values
     }
     parts = [
-        f"{kind} {means[kind]:.1f}" if kind in means else f"{kind} never"
+        f"{kind} {means[kind]:.1f}" if kind in means else f"{kind} not yet"
         for kind in sorted(reached)
     ]
     text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
