@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from alexnet_jax.errors import UserError
 
-CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-LAYERS = (*CONVOLUTIONS, "fc6", "fc7", "fc8")
+CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
+"""The paper's five, and the sixth of the network that it trained on more pictures (§6.1)."""
 
 
 def number(low: float, below: float = math.inf, *, changeable: bool = False) -> Any:
@@ -95,7 +95,7 @@ class AlexNet:
     kind: Literal["alexnet"]
     classes: int = number(2)
     towers: Literal[1, 2]
-    kernels: tuple[int, int, int, int, int] = number(1)  # conv1..conv5
+    kernels: tuple[int, ...] = number(1)  # conv1..conv5, or to conv6
     neurons: tuple[int, int] = number(1)  # fc6, fc7
     width: float = number(1e-3, 64)  # multiplies kernels and neurons
     cross: tuple[str, ...] = names("conv3", "fc6", "fc7")  # before which the towers meet
@@ -110,14 +110,25 @@ class AlexNet:
     bias: Mapping[str, float] = number(-math.inf)  # initial biases, by layer
 
     def __post_init__(self) -> None:
+        if len(self.kernels) not in (5, 6):
+            raise ValueError(f"kernels={self.kernels} must be 5 numbers, or 6 with a sixth layer")
         for key in ("std", "bias"):
-            if set(getattr(self, key)) != set(LAYERS):
-                raise ValueError(f"{key} must have one value for each of {', '.join(LAYERS)}")
+            if set(getattr(self, key)) != set(self.layers):
+                raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
+        for response in (self.lrn, self.within_map):
+            for name in (*response.layers, *response.before_activation):
+                if name not in self.layers:
+                    raise ValueError(f"{name} is to be normalised, but kernels has no such layer")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All of them in order, with the one that is left out."""
+        return (*CONVOLUTIONS[: len(self.kernels)], "fc6", "fc7", "fc8")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the layers that have parameters, in order; the last gives the logits."""
-        return tuple(layer for layer in LAYERS if layer != self.without)
+        return tuple(layer for layer in self.layers if layer != self.without)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +244,20 @@ class Log:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a run is to show: a row of the table that `report` makes."""
+
+    name: str = changeable()  # runs of one name are one row, but for what else differs
+    paper: str = changeable()  # what the paper says of it; "": nothing
+    log: str = changeable()  # the logs of the 2012 runs, top-1 / top-5 error
+    against: str = changeable()  # the name of the runs that it is compared with; "": none
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
+    experiment: Experiment
     seed: int = number(0, 2**31)
     devices: int = number(1, changeable=True)  # with two towers: 1 or an even number
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
@@ -256,7 +278,7 @@ class Config:
         if isinstance(self.policy, Schedule):
             named |= {name for phase in self.policy.phases for name in phase.layers}
         # A layer may be named that is left out.
-        known = LAYERS if isinstance(self.model, AlexNet) else self.model.names
+        known = self.model.layers if isinstance(self.model, AlexNet) else self.model.names
         unknown = sorted(named - set(known))
         if unknown:
             raise ValueError(

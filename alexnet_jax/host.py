@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -24,6 +25,27 @@ def set_up(devices: int) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too
     if jax.default_backend() == "cpu":
         _keep_freed_memory()
+
+
+def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:
+    """What a run computes on, as a result is to tell: its devices, the processor, JAX's version."""
+    return {
+        "devices": len(devices),
+        "kind": devices[0].device_kind,
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+        "jax": jax.__version__,
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
 
 
 def _keep_freed_memory() -> None:

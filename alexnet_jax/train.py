@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import config, optim, workdir
+from alexnet_jax import config, host, optim, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
@@ -40,6 +40,8 @@ def fit(c: config.Config, folder: Path) -> None:
         if run.over():
             say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
         else:
+            machine = host.describe(setup.network.mesh.devices.flatten().tolist())
+            workdir.record_start(folder, run.step, machine)
             run.train()
 
 

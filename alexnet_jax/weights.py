@@ -124,8 +124,9 @@ def _check(network: Placed, layout: Layout) -> None:
         raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
     inputs = {layer: network.shapes[layer]["kernel"].shape[0] for layer in ("fc7", "fc8")}
     outputs = {layer: network.shapes[layer]["kernel"].shape[1] for layer in ("fc6", "fc7")}
-    whole = network.shapes["conv5"]["bias"].shape[0] if "conv5" in network.shapes else None
-    if inputs["fc7"] != outputs["fc6"] or (whole and _seen_by_fc6(network) != whole):
+    last = [layer for layer in network.shapes if layer.startswith("conv")][-1]
+    whole = network.shapes[last]["bias"].shape[0]
+    if inputs["fc7"] != outputs["fc6"] or _seen_by_fc6(network) != whole:
         raise UserError(
             f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must be "
             f"in config.model.cross; give --layout=classic"

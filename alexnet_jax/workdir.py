@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+STARTS = "starts.jsonl"
 
 
 def claim(workdir: Path, c: config.Config) -> None:
@@ -51,6 +55,25 @@ def read_config(workdir: Path) -> config.Config:
         return config.parse(values)
     except UserError as error:
         raise UserError(f"{workdir / CONFIG} is of another version: {error}") from None
+
+
+def record_start(workdir: Path, step: int, machine: Mapping[str, str | int]) -> None:
+    """Adds a line to `starts.jsonl`: a process goes on from `step` on this machine."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with (workdir / STARTS).open("a") as file:
+        file.write(json.dumps({"step": step, "time": now, **machine}) + "\n")
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The starts of the run in `workdir`, in order; a line that was cut off is left out."""
+    path = workdir / STARTS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged; remove it, and the table is without machines"
+        ) from None
 
 
 def _read(workdir: Path) -> dict[str, object]:

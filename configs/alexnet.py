@@ -13,6 +13,11 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    config.experiment = ConfigDict()
+    config.experiment.name = "alexnet"
+    config.experiment.paper = "40.7 / 18.2 (§6.1)"  # top-1 / top-5 error in %, ten views
+    config.experiment.log = ""
+    config.experiment.against = ""
     config.seed = 0
     config.devices = 2  # one tower on each
     config.dtype = "float32"

@@ -14,6 +14,8 @@ from configs import alexnet
 
 def get_config() -> ConfigDict:
     config = alexnet.get_config()
+    config.experiment.name = "alexnet_2012"
+    config.experiment.log = "40.664 / 18.210"
     config.epochs = 91
 
     # The mean image's centre is subtracted wherever the crop was, after mirroring.

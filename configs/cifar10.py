@@ -24,7 +24,18 @@ from ml_collections import ConfigDict
 
 from configs import alexnet
 
-NETS = ("relu", "tanh", "26", "18", "13", "11", "13_lrn", "13_wide", "13_lrn_wide")
+FASTER = "25% training error 6 times as soon with ReLU (§3.1)"
+NETS = {  # what the paper says of it, and what its authors' code gave; top-1 test error in %
+    "relu": (FASTER, ""),
+    "tanh": (FASTER, ""),
+    "26": ("", "26"),
+    "18": ("", "18"),
+    "13": ("13 (§3.3)", "12.6"),
+    "11": ("11 (§3.3)", "11"),
+    "13_lrn": ("", ""),
+    "13_wide": ("", ""),
+    "13_lrn_wide": ("", ""),
+}
 
 
 def get_config(name: str = "18") -> ConfigDict:
@@ -32,6 +43,10 @@ def get_config(name: str = "18") -> ConfigDict:
     if name not in NETS:
         raise ValueError(f"configs/cifar10.py has no net {name!r}; there are {', '.join(NETS)}")
     config = _common()
+    paper, log = NETS[name]
+    config.experiment.update({"name": f"cifar10_{name}", "paper": paper, "log": log})
+    if name.startswith("13_"):
+        config.experiment.against = "cifar10_13"
     if name in ("relu", "tanh"):
         _figure_1(config, name)
     elif name == "26":

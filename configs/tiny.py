@@ -12,6 +12,7 @@ from configs import alexnet_2012
 
 def get_config() -> ConfigDict:
     config = alexnet_2012.get_config()
+    config.experiment.update({"name": "tiny", "paper": "", "log": ""})
     config.batch = 64
     config.epochs = 6
     config.checkpoint_every = 0

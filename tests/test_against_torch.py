@@ -14,7 +14,7 @@ from alexnet_jax import config
 from alexnet_jax.data.pictures import centre_square, decode
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.layers import Draw, dropout
-from configs import alexnet, alexnet_2012
+from configs import ablations, alexnet, alexnet_2012
 from tests.conftest import SHARED
 
 torch = pytest.importorskip("torch")
@@ -51,10 +51,10 @@ def photos(count: int) -> np.ndarray:
 
 
 class Both:
-    """A recipe's network here and in PyTorch, with the same weights."""
+    """A config's network here and in PyTorch, with the same weights."""
 
-    def __init__(self, recipe) -> None:
-        self.c = config.parse(recipe.get_config())
+    def __init__(self, get_config) -> None:
+        self.c = config.parse(get_config())
         self.graph, self.state = nnx.split(AlexNet(self.c.model, 224, "float32", nnx.Rngs(0)))
         self.torch_net = TorchAlexNet(self.c.model, nnx.to_pure_dict(self.state))
         self.ours = jax.jit(jax.value_and_grad(self.loss, has_aux=True))
@@ -92,7 +92,7 @@ class Both:
 @functools.cache
 def both_of(recipe) -> Both:
     """Compiled once for all tests."""
-    return Both(recipe)
+    return Both(recipe.get_config)
 
 
 @pytest.mark.slow
@@ -110,6 +110,14 @@ def test_logits_loss_and_every_gradient_agree_to_1e_4(recipe, pictures):
     assert max(max(one["loss"], one["logits"]) for one in found) < 1e-4
     agreeing = [one for one in found if max(one.values()) < 1e-4]
     assert len(agreeing) >= 3, found
+
+
+@pytest.mark.slow
+def test_logits_and_loss_agree_with_a_sixth_convolution():
+    both = Both(functools.partial(ablations.get_config, "sixth_conv"))
+    found = both.distances(clouds(2))
+    assert max(found["loss"], found["logits"]) < 1e-4
+    assert found["conv6.bias"] < 1e-2  # gradients may jump, see above
 
 
 @pytest.mark.slow

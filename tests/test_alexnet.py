@@ -166,7 +166,7 @@ def test_tanh_is_tanh():
 
 def test_initial_values_are_the_configs():
     c, network = small(width=1.0)
-    for layer in config.LAYERS:
+    for layer in c.model.layers:
         kernel = np.asarray(getattr(network, layer).kernel[...])
         std = c.model.std[layer]
         assert abs(kernel.std() / std - 1) < 5 / np.sqrt(kernel.size)

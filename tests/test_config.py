@@ -51,7 +51,7 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
         ("optim.momentum", float("nan"), "config.optim.momentum=nan must be a finite number"),
         ("dtype", "float16", "config.dtype='float16'; choose one of 'float32', 'bfloat16'"),
         ("model.towers", 3, "config.model.towers=3; choose one of 1, 2"),
-        ("model.kernels", (1, 2), "config.model.kernels=[1, 2] must have 5 values"),
+        ("model.kernels", (1, 2), "config.model: kernels=(1, 2) must be 5 numbers, or 6"),
         ("model.cross", ("conv4",), "'conv4' is none of 'conv3', 'fc6', 'fc7'"),
         ("model.std", {"conv1": 0.01}, "config.model: std must have one value for each of conv1"),
         ("data.crop", 300, "config.data: crop=300 must not be larger than size=256"),

@@ -53,7 +53,7 @@ class ConvLayer(TowerConv):
 
 
 class LeftOut(nnx.Module):
-    """In the place of a convolution that is left out: its input goes on."""
+    """In the place of a convolution that the network does not have: its input goes on."""
 
     def __init__(self, maps: int) -> None:
         self.maps = maps
@@ -80,7 +80,7 @@ class AlexNet(nnx.Module):
         self.neurons = tuple(_scaled(n, c) // c.towers for n in c.neurons)  # a tower's
 
         def conv(name: str, window: int, seen: int, stride: int = 1) -> ConvLayer | LeftOut:
-            if name == c.without:
+            if name == c.without or name not in c.layers:
                 return LeftOut(seen)
             return ConvLayer(c, name, window, seen, stride=stride, rngs=rngs)
 
@@ -94,7 +94,8 @@ class AlexNet(nnx.Module):
         self.conv3 = conv("conv3", 3, self.conv2.maps * towers("conv3"))
         self.conv4 = conv("conv4", 3, self.conv3.maps)
         self.conv5 = conv("conv5", 3, self.conv4.maps)
-        seen = self.conv5.maps * towers("fc6")
+        self.conv6 = conv("conv6", 3, self.conv5.maps)  # only where the config has a sixth
+        seen = self.conv6.maps * towers("fc6")
         self.fc6 = TowerDense(_places(c, crop), seen, n6 * c.towers, **_initial(c, "fc6", rngs))
         self.fc7 = TowerDense(1, n6 * towers("fc7"), n7 * c.towers, **_initial(c, "fc7", rngs))
         self.fc8 = Logits(n7 * c.towers, c.classes, **_initial(c, "fc8", rngs))
@@ -118,6 +119,7 @@ class AlexNet(nnx.Module):
         x = out["conv4"] = self.conv4(x)  # [b, 13, 13, 384]
         x = out["conv5"] = self.conv5(x)  # [b, 13, 13, 256]
         x = self.pool(x)  # [b, 6, 6, 256]
+        x = out["conv6"] = self.conv6(x)  # as it is, or [b, 6, 6, 256] of a sixth convolution
         x = self.meet("fc6", x)
         x = out["fc6"] = self.activate(self.fc6(x))  # [b, 4096]
         x = dropout(x, self.rate, draw, 6, self.neurons[0])

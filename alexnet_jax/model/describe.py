@@ -90,13 +90,13 @@ def _sees(layer: str, c: config.Config) -> str:
         return "the layer before"
     if c.model.towers == 1:
         return "the one tower"
-    meetings = {_next(name) if name == c.model.without else name for name in c.model.cross}
+    meetings = {_next(c.model) if name == c.model.without else name for name in c.model.cross}
     return "both towers" if layer in (*meetings, "fc8") else "its own tower"
 
 
-def _next(layer: str) -> str:
-    """The layer after one that is left out."""
-    return config.LAYERS[config.LAYERS.index(layer) + 1]
+def _next(c: config.AlexNet) -> str:
+    """The layer after the one that is left out."""
+    return c.layers[c.layers.index(c.without) + 1]
 
 
 def _device_bytes(shape: Any, spec: Any, network: Placed) -> int:

@@ -19,6 +19,8 @@ class TorchAlexNet(TorchNet):
         x = self.convolve("conv3", x, padding=1)
         x = self.convolve("conv4", x, padding=1, groups=self.c.towers)
         x = self.pool(self.convolve("conv5", x, padding=1, groups=self.c.towers))
+        if "conv6" in self.weights:
+            x = self.convolve("conv6", x, padding=1, groups=self.c.towers)
         x = x.permute(0, 2, 3, 1).flatten(1)  # maps last, as ours are
         for i, layer in enumerate(("fc6", "fc7")):
             x = self.activate(F.linear(x, self.weights[layer], self.biases[layer]))
