@@ -41,7 +41,7 @@ def fit(c: config.Config, folder: Path) -> None:
             say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
         else:
             machine = host.describe(setup.network.mesh.devices.flatten().tolist())
-            workdir.record_start(folder, run.step, machine)
+            workdir.record_start(folder, run.step, setup.records.manifest.hash, machine)
             run.train()
 
 

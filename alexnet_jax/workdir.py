@@ -57,11 +57,19 @@ def read_config(workdir: Path) -> config.Config:
         raise UserError(f"{workdir / CONFIG} is of another version: {error}") from None
 
 
-def record_start(workdir: Path, step: int, machine: Mapping[str, str | int]) -> None:
-    """Adds a line to `starts.jsonl`: a process goes on from `step` on this machine."""
+def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, str | int]) -> None:
+    """Adds a line to `starts.jsonl`: a process goes on from `step`.
+
+    Args:
+      workdir: the run's.
+      step: training steps done.
+      records: the hash of the records that it learns from.
+      machine: see `host.describe`.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    line = {"step": step, "time": now, "records": records, **machine}
     with (workdir / STARTS).open("a") as file:
-        file.write(json.dumps({"step": step, "time": now, **machine}) + "\n")
+        file.write(json.dumps(line) + "\n")
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:

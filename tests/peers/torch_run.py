@@ -121,7 +121,7 @@ def run(c: config.Config, folder: Path) -> None:
     workdir.claim(folder, c)
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     machine = host.describe(jax.devices()[:1]) | {"kind": kind, "torch": torch.__version__}
-    workdir.record_start(folder, 0, machine)
+    workdir.record_start(folder, 0, setup.records.manifest.hash, machine)
     theirs, pictures = TorchRun(setup), len(setup.train)
     policy = optim.make_policy(c.policy)
     total = -(-c.epochs * pictures // c.batch)
