@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -44,6 +45,46 @@ def parser(module: str, about: str) -> argparse.ArgumentParser:
     )
 
 
+def folders(text: str) -> list[Path]:
+    """The folders that ``--workdirs`` names, separated by commas.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = [Path(name) for name in text.split(",") if name]
+    if not found:
+        raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
+    return found
+
+
+def output(option: str, text: str | None) -> Path | None:
+    """The file that a command is to write, checked before it begins to work; None if not given.
+
+    Raises:
+      UserError: its folder is missing, or it is a folder.
+    """
+    if text is None:
+        return None
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise UserError(f"{option}={text}: there is no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise UserError(f"{option}={text} is a folder; give the name of a file in it")
+    return file
+
+
+def count(text: str) -> int:
+    """A number of an option, from 1 on, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
+
+
+def complain(error: object) -> None:
+    """Tells of an error in one line."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def given_config() -> config.Config:
     """The config of --config and its overrides.
 
@@ -75,5 +116,5 @@ def _without_traceback(text: str) -> str:
 
 
 def _fail(error: object) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    complain(error)
     sys.exit(2)

@@ -301,11 +301,16 @@ def as_dict(config: Config) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
+def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by dotted key, on which a run's result depends; out of all, from `as_dict`."""
+    changeable = set(_changeable_keys(Config))
+    return {key: value for key, value in _leaves(values) if key not in changeable}
+
+
 def differences(old: Mapping[str, Any], new: Config) -> list[str]:
     """The dotted keys that change results and in which `old`, from `as_dict`, is not `new`."""
-    then, now = dict(_leaves(old)), dict(_leaves(as_dict(new)))
-    changed = {key for key in then.keys() | now.keys() if then.get(key) != now.get(key)}
-    return sorted(changed - set(_changeable_keys(Config)))
+    then, now = decisive(old), decisive(as_dict(new))
+    return sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
 
 
 # --- from plain values to dataclasses ---------------------------------------------------------

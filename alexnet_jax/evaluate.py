@@ -46,17 +46,20 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
       search: find the weights on the pictures 0, 2, 4 ..., and score the others.
 
     Raises:
-      UserError: they were trained on different records, or score different splits.
+      UserError: they were trained on different records, or score different splits; or weights are
+        to be found for one network.
     """
     _check_alike(nets)
+    if search and len(nets) < 2:
+        raise UserError("--weights=search needs several networks; give more --workdirs")
     labels = nets[0].setup.validation.labels
     chances = []
     for net in nets:
         look = Evaluator(net.setup).log_chances
         name = f"{net.folder}, step {net.step}"
         log = look(net.params, net.setup.validation, ten_views=ten_views, what=name)
-        say(f"{name}: {score_chances(np.exp(log), labels).text()}")
         chances.append(np.exp(log))
+        say(f"{name}: {score_chances(chances[-1], labels).text()}")
     if not search:
         together = score_chances(average(chances, np.ones(len(nets))), labels)
         if len(nets) > 1:
@@ -87,7 +90,8 @@ def score_chances(chances: np.ndarray, labels: np.ndarray) -> Scores:
 def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """The weights, with sum 1, of the average with the lowest mean loss, one after the other.
 
-    Each weight in turn is multiplied by what lowers the loss most, until no change lowers it.
+    Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept;
+    the factors come nearer to 1, and each set is tried until none of it lowers the loss.
     """
     weights = np.ones(len(chances)) / len(chances)
     own = np.stack([_own(part, labels) for part in chances]).astype(np.float64)
@@ -131,20 +135,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def job() -> None:
         host.set_up(given.devices)
-        step = trained.parse_step(given.step)
-        folders = [Path(name) for name in given.workdirs.split(",") if name]
-        if not folders:
-            raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
+        step, folders = trained.parse_step(given.step), command.folders(given.workdirs)
+        file = command.output("--json", given.json)
         nets = [
             trained.open_trained(f, step=step, devices=given.devices, records=given.records)
             for f in folders
         ]
         search = given.weights == "search"
         scores = evaluate_together(nets, ten_views=given.views == 10, search=search)
-        if given.json:
+        if file:
             values = {"workdirs": [str(f) for f in folders], "steps": [net.step for net in nets]}
             values |= {"views": given.views, "weights": given.weights} | scores._asdict()
-            Path(given.json).write_text(json.dumps(values, indent=2) + "\n")
+            file.write_text(json.dumps(values, indent=2) + "\n")
 
     command.guard(job, "stopped")
 
@@ -156,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")
     add("--weights", choices=("equal", "search"), default="equal", help="of the networks; equal")
     add("--step", default="newest", help="the checkpoints: newest, best or a number; newest")
-    add("--devices", type=int, default=1, help="on which to compute; 1")
+    add("--devices", type=command.count, default=1, help="on which to compute; 1")
     add("--records", help="where the runs' records are, if not where they were")
     add("--json", help="a file to write the scores to")
     return parser

@@ -1,6 +1,5 @@
 """Pictures that a network takes for alike: the nearest by its last hidden layer (§6.1, Fig. 4)."""
 
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +8,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.data import augment
-from alexnet_jax.data.pipeline import eval_batches, eval_steps
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import DATA, TOWER, local_rows, place_batch
+from alexnet_jax.model.mesh import DATA, TOWER, place_batch
+from alexnet_jax.scores import placed_batches
 from alexnet_jax.setup import Setup
-from alexnet_jax.terminal import progress_bar
 
 
 class Nearest(NamedTuple):
@@ -41,34 +39,27 @@ def nearest(setup: Setup, params: Any, pictures: np.ndarray, split: Split, count
       split: where to look.
       count: neighbours of each; at most the pictures of `split`.
     """
-    vectors, c, mesh = hidden_vectors(setup), setup.config, setup.network.mesh
-    placed = place_batch(mesh, {"image": pictures}, len(pictures))
-    asked = np.asarray(vectors(params, setup.pixels, placed), np.float64)
+    vectors, first = hidden_vectors(setup), 0
+    placed = place_batch(setup.network.mesh, {"image": pictures}, len(pictures))
+    asked = np.asarray(vectors(params, setup.pixels, placed["image"]), np.float64)
     best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
-    batch, first = c.evaluate.batch, 0
-    batches = eval_batches(split, batch=batch, rows=local_rows(mesh, batch), threads=c.data.threads)
-    total = eval_steps(len(split), batch)
-    with closing(batches), progress_bar(total, "looking for the nearest", "batches") as bar:
-        for one in batches:
-            valid = one["valid"]
-            placed = place_batch(mesh, {"image": one["image"]}, batch)
-            found = np.asarray(vectors(params, setup.pixels, placed), np.float64)[valid]
-            best = _nearer(best, first, _distances(asked, found), count)
-            first += len(found)
-            bar.update()
+    for batch, valid in placed_batches(setup, split, "looking for the nearest"):
+        found = np.asarray(vectors(params, setup.pixels, batch["image"]), np.float64)[valid]
+        best = _nearer(best, first, _distances(asked, found), count)
+        first += len(found)
     return best
 
 
 def hidden_vectors(setup: Setup) -> Any:
-    """The jitted (params, pixels, batch) -> float32 [b, n], the last hidden layer's outputs.
+    """The jitted (params, pixels, images) -> float32 [b, n], the last hidden layer's outputs.
 
     For AlexNet fc7's 4096, before dropout's factor, which would halve all distances alike.
     """
     network, layer = setup.network, setup.config.model.names[-2]
 
-    def look(params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
-        images = augment.view(batch["image"], pixels["mean"], setup.config.data, augment.CENTRE)
-        outputs = network.bind(params).outputs(images)[layer]
+    def look(params: Any, pixels: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        views = augment.view(images, pixels["mean"], setup.config.data, augment.CENTRE)
+        outputs = network.bind(params).outputs(views)[layer]
         return outputs.reshape(len(images), -1).astype(jnp.float32)
 
     inputs = (network.specs, P(), network.spec(DATA))

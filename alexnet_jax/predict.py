@@ -16,11 +16,11 @@ import numpy as np
 from alexnet_jax import command, host, trained
 from alexnet_jax.data.pictures import centre_square, decode
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
-from alexnet_jax.figures.sheet import save
+from alexnet_jax.figures.sheet import picture_file, save
 from alexnet_jax.scores import Evaluator
 from alexnet_jax.terminal import progress_bar
 
-AT_ONCE = 16  # pictures; ten thousand need no more memory than these
+AT_ONCE = 16  # pictures at most; ten thousand need no more memory than these
 
 
 def predict(
@@ -37,20 +37,19 @@ def predict(
     classes = net.setup.records.manifest.classes
     found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
+    # Always as many: a network is compiled anew for each number of pictures.
+    images = np.zeros((min(AT_ONCE, len(files)), size, size, 3), np.uint8)
     with progress_bar(len(files), "pictures", "pictures", leave=False) as bar:
         for start in range(0, len(files), AT_ONCE):
-            squares = _squares(files[start : start + AT_ONCE], size, unread)
-            bar.update(min(AT_ONCE, len(files) - start))
+            some = files[start : start + AT_ONCE]
+            squares = _squares(some, size, unread)
+            bar.update(len(some))
             if not squares:
                 continue
-            # Always as many: a network is compiled anew for each number of pictures.
-            images = np.zeros((AT_ONCE, size, size, 3), np.uint8)
             images[: len(squares)] = [square for _, square in squares]
-            chances = np.exp(evaluator.log_chances_of(net.params, images, ten_views=ten_views))
-            nothing = [None] * len(squares)
-            guesses = best_guesses(
-                images[: len(squares)], chances[: len(squares)], classes, nothing
-            )
+            log = evaluator.log_chances_of(net.params, images, ten_views=ten_views)[: len(squares)]
+            pictures = images[: len(squares)].copy()
+            guesses = best_guesses(pictures, np.exp(log), classes, [None] * len(squares))
             found += [(file, guess) for (file, _), guess in zip(squares, guesses, strict=True)]
     return found, unread
 
@@ -74,20 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def job() -> None:
         host.set_up(1)
-        step = trained.parse_step(given.step)
+        step, out = trained.parse_step(given.step), given.out and picture_file(given.out)
+        file = command.output("--json", given.json)
         net = trained.open_trained(Path(given.workdir), step=step, records=given.records)
         files = [Path(name) for name in given.pictures]
         found, unread = predict(net, files, ten_views=given.views == 10)
-        for file, guess in found:
+        for name, guess in found:
             best = zip(guess.labels, guess.chances, strict=True)
-            print(f"{file}: " + ", ".join(f"{label} {chance:.1%}" for label, chance in best))
-        if given.json:
-            values = [{"picture": str(file), "labels": _named(guess)} for file, guess in found]
-            Path(given.json).write_text(json.dumps(values, indent=2) + "\n")
-        if given.out and found:
-            save(draw_guesses([guess for _, guess in found]), Path(given.out))
+            print(f"{name}: " + ", ".join(f"{label} {chance:.1%}" for label, chance in best))
+        if file:
+            values = [{"picture": str(name), "labels": _named(guess)} for name, guess in found]
+            file.write_text(json.dumps(values, indent=2) + "\n")
+        if out and found:
+            save(draw_guesses([guess for _, guess in found]), out)
         for line in unread:
-            print(f"error: {line}", file=sys.stderr)
+            command.complain(line)
         if unread:
             sys.exit(2)
 

@@ -1,6 +1,6 @@
 """Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -76,19 +76,12 @@ class Evaluator:
         self, params: Any, split: Split, ten_views: bool, what: str, keys: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """What `_compiled` finds for every picture of `split`, in order; `keys` of it."""
-        c, mesh = self.setup.config, self.setup.network.mesh
-        look, batch = self._ten if ten_views else self._one, c.evaluate.batch
-        rows = local_rows(mesh, batch)
+        look = self._ten if ten_views else self._one
         found: list[dict[str, np.ndarray]] = []
-        batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
-        total = eval_steps(len(split), batch)
-        with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
-            for one in batches:
-                valid = one.pop("valid")
-                outcome = look(params, self.setup.pixels, place_batch(mesh, one, batch))
-                fetched = jax.device_get({key: outcome[key] for key in keys})
-                found.append({key: values[valid] for key, values in fetched.items()})
-                bar.update()
+        for batch, valid in placed_batches(self.setup, split, what):
+            outcome = look(params, self.setup.pixels, batch)
+            fetched = jax.device_get({key: outcome[key] for key in keys})
+            found.append({key: values[valid] for key, values in fetched.items()})
         return {key: np.concatenate([part[key] for part in found]) for key in keys}
 
     def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
@@ -122,6 +115,27 @@ class Evaluator:
         views = jnp.arange(augment.VIEWS)
         outputs = jax.lax.map(lambda number: self._view(network, mean, images, number), views)
         return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
+
+
+def placed_batches(
+    setup: Setup, split: Split, what: str
+) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+    """Every picture of `split` in order, once, under a progress bar called `what`.
+
+    Yields:
+      A batch of `config.evaluate.batch` on the setup's devices: 'image' uint8 [b, size, size, 3],
+      'label' int32 [b]; and bool [b], which rows are pictures: the last batch is filled up.
+    """
+    c, mesh = setup.config, setup.network.mesh
+    batch = c.evaluate.batch
+    rows = local_rows(mesh, batch)
+    batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
+    total = eval_steps(len(split), batch)
+    with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
+        for one in batches:
+            valid = one.pop("valid")
+            yield place_batch(mesh, one, batch), valid
+            bar.update()
 
 
 def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """What is shown to someone who watches."""
 
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -16,3 +17,13 @@ def say(text: str) -> None:
     """Prints a line above the bar."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned; the first of `lines` is the head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in ruled
+    )

@@ -12,10 +12,10 @@ What a layout cannot say: Caffe's own networks normalise across both towers' map
 not; torchvision's AlexNet is another network, without towers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -42,24 +42,26 @@ _NAMES = {
 }
 
 
+class _Tensor(NamedTuple):
+    """How a layout has one parameter: under which name, in which shape, made and read how."""
+
+    layer: str
+    name: str  # 'kernel' or 'bias'
+    shape: tuple[int, ...]
+    write: Callable[[np.ndarray], np.ndarray]
+    read: Callable[[np.ndarray], np.ndarray]
+
+
 def to_layout(params: Params, network: Placed, layout: Layout) -> dict[str, np.ndarray]:
     """Parameters as the tensors of a layout, by name: 'conv2.weight'.
 
     Raises:
       UserError: the layout has no place for such a network.
     """
-    _check(network, layout)
-    seen = _seen_by_fc6(network) if layout != "classic" else 0
-    tensors = {}
-    for layer, values in params.items():
-        for name, value in values.items():
-            array = np.asarray(value)
-            if name == "kernel" and layout != "classic":
-                array = _outputs_first(array, seen if layer == "fc6" else 1)
-            if layout == "caffe" and layer == "conv1" and name == "kernel":
-                array = array[:, ::-1]
-            tensors[f"{layer}.{_NAMES[layout][name]}"] = np.ascontiguousarray(array)
-    return tensors
+    return {
+        key: np.ascontiguousarray(tensor.write(np.asarray(params[tensor.layer][tensor.name])))
+        for key, tensor in _tensors(network, layout).items()
+    }
 
 
 def from_layout(tensors: Mapping[str, np.ndarray], network: Placed, layout: Layout) -> Params:
@@ -68,38 +70,53 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: Placed, layout: Layo
     Raises:
       UserError: a tensor is missing, is of no layer, or has another shape.
     """
-    shapes = {
-        f"{layer}.{_NAMES[layout][name]}": (layer, name, leaf.shape)
-        for layer, leaves in network.shapes.items()
-        for name, leaf in leaves.items()
-    }
-    odd = sorted(shapes.keys() ^ tensors.keys())
+    wanted = _tensors(network, layout)
+    odd = sorted(wanted.keys() ^ tensors.keys())
     if odd:
-        what = "is missing" if odd[0] in shapes else "is of no layer of the config's network"
+        what = "is missing" if odd[0] in wanted else "is of no layer of the config's network"
         raise UserError(
-            f"tensor {odd[0]!r} {what}; --layout={layout} has {', '.join(sorted(shapes))}"
+            f"tensor {odd[0]!r} {what}; --layout={layout} has {', '.join(sorted(wanted))}"
         )
-    _check(network, layout)
     params: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
-    for key, (layer, name, shape) in shapes.items():
+    for key, tensor in wanted.items():
         array = tensors[key].astype(np.float32)
-        wanted = shape if layout == "classic" or name == "bias" else _turned(shape)
-        if array.shape != wanted:
+        if array.shape != tensor.shape:
             raise UserError(
-                f"tensor {key!r} is {list(array.shape)}, the config's network has {list(wanted)} "
-                f"(--layout={layout})"
+                f"tensor {key!r} is {list(array.shape)}, the config's network has "
+                f"{list(tensor.shape)} (--layout={layout})"
             )
-        if layout == "caffe" and layer == "conv1" and name == "kernel":
-            array = array[:, ::-1]
-        if layout != "classic" and name == "kernel":
-            array = _outputs_last(array, _seen_by_fc6(network) if layer == "fc6" else 1)
-        params[layer][name] = np.ascontiguousarray(array)
+        params[tensor.layer][tensor.name] = np.ascontiguousarray(tensor.read(array))
     return params
 
 
-def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a kernel with its outputs first and its inputs second."""
-    return (*shape[:-3:-1], *shape[:-2])
+def _tensors(network: Placed, layout: Layout) -> dict[str, _Tensor]:
+    """Every tensor of a layout, by its name there.
+
+    Raises:
+      UserError: the layout has no place for such a network.
+    """
+    _check(network, layout)
+    return {
+        f"{layer}.{_NAMES[layout][name]}": _tensor(layer, name, leaf.shape, network, layout)
+        for layer, leaves in network.shapes.items()
+        for name, leaf in leaves.items()
+    }
+
+
+def _tensor(
+    layer: str, name: str, shape: tuple[int, ...], network: Placed, layout: Layout
+) -> _Tensor:
+    if layout == "classic" or name == "bias":
+        return _Tensor(layer, name, shape, np.asarray, np.asarray)
+    seen = _seen_by_fc6(network) if layer == "fc6" else 1
+    colours = slice(None, None, -1 if layout == "caffe" and layer == "conv1" else 1)
+    return _Tensor(
+        layer,
+        name,
+        (*shape[:-3:-1], *shape[:-2]),  # outputs first, inputs second
+        lambda kernel: _outputs_first(kernel, seen)[:, colours],
+        lambda tensor: _outputs_last(tensor[:, colours], seen),
+    )
 
 
 def _outputs_first(kernel: np.ndarray, seen: int) -> np.ndarray:
@@ -165,9 +182,10 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
       UserError: the file is damaged or does not fit the network, or the workdir has checkpoints.
     """
     setup = make_setup(c)
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f"{folder} holds a run already; give another --workdir")
     params = from_layout(_read(file), setup.network, layout)
-    if (folder / workdir.CONFIG).exists():
-        raise UserError(f"{folder} holds a run already; give another --workdir")
     workdir.claim(folder, c)
     state = init_state(setup)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
@@ -72,16 +72,30 @@ def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, s
         file.write(json.dumps(line) + "\n")
 
 
-def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """The starts of the run in `workdir`, in order; a line that was cut off is left out."""
+class Start(NamedTuple):
+    """A process that went on with a run: see `record_start` and `host.describe`."""
+
+    step: int
+    records: str
+    devices: int
+    kind: str
+    cpu: str
+    cores: int
+
+
+def read_starts(workdir: Path) -> list[Start]:
+    """The starts of the run in `workdir`, in order; a last line that was cut off is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
     path = workdir / STARTS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError:
-        raise UserError(
-            f"{path} is damaged; remove it, and the table is without machines"
-        ) from None
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [Start(*(line[field] for field in Start._fields)) for line in found]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; remove it: it only tells of machines") from None
 
 
 def _read(workdir: Path) -> dict[str, object]:

@@ -68,6 +68,8 @@ ABLATIONS = {
     "no_decay": Ablation({"optim.weight_decay": 0.0}, "a higher training error (§5)"),
 }
 
+NAMES = tuple(ABLATIONS)
+
 
 def get_config(name: str = "no_lrn") -> ConfigDict:
     """Raises ValueError at an unknown name."""

@@ -37,6 +37,8 @@ NETS = {  # what the paper says of it, and what its authors' code gave; top-1 te
     "13_lrn_wide": ("", ""),
 }
 
+NAMES = tuple(NETS)
+
 
 def get_config(name: str = "18") -> ConfigDict:
     """Raises ValueError at an unknown name."""

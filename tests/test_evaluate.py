@@ -133,6 +133,23 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weights=search"], "error: --weights=search needs several networks"),
+        (["--devices=0"], "'0' must be a whole number from 1 on"),
+        (["--json=none/scores.json"], "there is no folder none; make it first"),
+        (["--step=last"], "error: --step=last: give newest, best"),
+    ],
+)
+def test_a_wrong_command_is_one_line(runs, capsys, monkeypatch, options, said):
+    monkeypatch.setattr(evaluate.host, "set_up", lambda devices: None)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([f"--workdirs={runs / 'a'}", *options])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("step", "said"), [("7", "has no checkpoint of step 7; it has 4"), ("last", "--step=last")]
 )
 def test_a_step_that_is_none_is_refused(runs, step, said):

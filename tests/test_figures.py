@@ -140,7 +140,7 @@ def test_the_kernels_are_the_checkpoints(run):
     ("asked", "said"),
     [
         ("kernels x.png", "kernels shows one run"),
-        ("curves x.unknown", "--out=.*x.unknown: Format 'unknown' is not supported"),
+        ("curves x.unknown", "--out=.*x.unknown: end the name with one of"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):

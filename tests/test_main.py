@@ -78,7 +78,24 @@ def test_describe_prints_the_papers_table_and_runs_nothing():
     ],
 )
 def test_a_wrong_command_gets_one_clear_line(arguments, said):
-    done = command(*arguments)
+    _is_one_clear_line(command(*arguments), said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export"], "error: --workdir is missing"),
+        (["--workdir=x", "--file=y"], "error: say what to do: export or import"),
+        (["export", "--workdir=none", "--file=none"], "error: none holds no run"),
+        (["import", "--workdir=none", "--file=none"], "error: --config is missing"),
+    ],
+)
+def test_a_wrong_command_of_weights_too(arguments, said):
+    _is_one_clear_line(command(*arguments, module="alexnet_jax.weights"), said)
+
+
+def _is_one_clear_line(done: subprocess.CompletedProcess[str], said: str) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

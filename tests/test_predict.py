@@ -82,6 +82,15 @@ def test_the_command_writes_json_and_draws(net, files, tmp_path):
     assert cv2.imread(str(drawn)).std() > 5
 
 
+@pytest.mark.parametrize("option", ["--out=none/a.png", "--out=a.xyz", "--json=none/a.json"])
+def test_what_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        predict.main([f"--workdir={tmp_path / 'no-run'}", "no-picture.jpg", option])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option}")
+    assert len(error.splitlines()) == 1
+
+
 def test_the_right_label_has_another_colour_and_all_stand_in_order():
     pytest.importorskip("matplotlib")
     picture, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")

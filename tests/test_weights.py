@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import trained, weights
+from alexnet_jax import trained, weights, workdir
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate_together
 from alexnet_jax.setup import make_network
@@ -125,6 +125,19 @@ def test_a_file_becomes_a_workdir_with_the_same_scores(records, tmp_path):
     with pytest.raises(UserError, match=r"'conv1.0' is missing; --layout=caffe has conv1.0, conv1"):
         weights.import_weights(c, tmp_path / "other", file, "caffe")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_import_that_was_cut_off_can_be_done_again(records, tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    c = make_config(records, **SHORT)
+    network = make_network(c)
+    file = tmp_path / "weights.safetensors"
+    tensors = weights.to_layout(jax.device_get(network.init(7)), network, "classic")
+    library.save_file(tensors, file)
+    workdir.claim(tmp_path / "run", c)  # and then no checkpoint
+    weights.import_weights(c, tmp_path / "run", file, "classic")
+    kept = trained.open_trained(tmp_path / "run").params["conv2"]["kernel"]
+    np.testing.assert_array_equal(kept, tensors["conv2.kernel"])
 
 
 def test_a_damaged_file_is_one_line(records, tmp_path):

@@ -18,8 +18,8 @@ from absl import flags
 from alexnet_jax import command, host
 from alexnet_jax.benchmark import compiled, feeding, layers, program, step
 from alexnet_jax.benchmark.bench import Bench, DType, Row, with_records
-from alexnet_jax.data import cores
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import markdown_table
 
 _BATCH = flags.DEFINE_list("batch", None, "Pictures in a step; the config's.")
 _DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; the config's.")
@@ -85,13 +85,7 @@ def _dtypes(otherwise: DType) -> tuple[DType, ...]:
 
 
 def _machine() -> dict[str, Any]:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "cores": cores(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
+    return host.describe(jax.devices()) | {"python": platform.python_version()}
 
 
 def _machine_text() -> str:
@@ -101,13 +95,7 @@ def _machine_text() -> str:
 def _table(rows: list[Row]) -> str:
     """Markdown; a column for every key that any row has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return markdown_table([columns, *([_cell(row.get(name)) for name in columns] for row in rows)])
 
 
 def _cell(value: Any) -> str:

@@ -4,12 +4,12 @@ python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figur
 python -m alexnet_jax.figures kernels --workdirs=runs/alexnet --out=kernels.png
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 
-figure1  Fig. 1: training error by epochs for each activation, and when it reached 25%
-kernels  Fig. 3: the first layer's kernels, tower A above tower B
-figure4  Fig. 4, left: eight validation pictures with their five best labels
-towers   how colourful and how oriented the kernels of each tower are, run by run
+figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%
+kernels     Fig. 3: the first layer's kernels, tower A above tower B
+towers      how colourful and how oriented the kernels of each tower are, run by run
+figure4     Fig. 4, left: eight validation pictures with their five best labels
 neighbours  Fig. 4, right: five of them, and the training pictures that fc7 takes for most alike
-curves   loss, error rates and learning rate of each run
+curves      loss, error rates and learning rate of each run
 """
 
 import argparse
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_jax import command, host
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.figures.kernels import draw_kernels, draw_towers
-from alexnet_jax.figures.sheet import save
+from alexnet_jax.figures.sheet import picture_file, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,10 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def job() -> None:
         host.set_up(1)
-        folders = [Path(name) for name in given.workdirs.split(",") if name]
-        if not folders:
-            raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
-        out = Path(given.out)
+        folders, out = command.folders(given.workdirs), picture_file(given.out)
         save(FIGURES[given.name](folders), out)
         print(f"{given.name} in {out}")
 

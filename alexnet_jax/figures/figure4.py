@@ -8,8 +8,7 @@ import numpy as np
 
 from alexnet_jax import trained
 from alexnet_jax.data.records import Split
-from alexnet_jax.errors import UserError
-from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.figures.sheet import new_figure, the_only
 from alexnet_jax.neighbours import nearest
 from alexnet_jax.scores import Evaluator
 
@@ -83,9 +82,7 @@ def _short(label: str, longest: int = 26) -> str:
 
 def draw_figure4(folders: Sequence[Path]) -> "Figure":
     """Fig. 4, left: eight pictures of a run's validation split, evenly spaced, by ten views."""
-    if len(folders) > 1:
-        raise UserError("figure4 shows one run; give one folder as --workdirs")
-    net = trained.open_trained(folders[0])
+    net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
     pictures = _read_some(split, 8)
     log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
@@ -95,9 +92,7 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
 
 def draw_neighbours(folders: Sequence[Path]) -> "Figure":
     """Fig. 4, right: five validation pictures, and beside each the six nearest to train with."""
-    if len(folders) > 1:
-        raise UserError("neighbours shows one run; give one folder as --workdirs")
-    net = trained.open_trained(folders[0])
+    net = trained.open_trained(the_only(folders, "neighbours"))
     asked = _read_some(net.setup.validation, 5)
     train = net.setup.train
     found = nearest(net.setup, net.params, asked, train, min(6, len(train)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax import trained
 from alexnet_jax.errors import UserError
-from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.figures.sheet import new_figure, the_only
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,9 +48,7 @@ def kernel_mosaic(kernels: np.ndarray, towers: int, columns: int = 16) -> np.nda
 
 def draw_kernels(folders: Sequence[Path]) -> "Figure":
     """Fig. 3: the first layer's kernels of one run, as `kernel_mosaic` lays them out."""
-    if len(folders) > 1:
-        raise UserError("kernels shows one run; give one folder as --workdirs")
-    net = trained.open_trained(folders[0])
+    net = trained.open_trained(the_only(folders, "kernels"))
     first, kernels = _first_layer(net)
     towers = net.setup.config.model.towers
     mosaic = kernel_mosaic(kernels, towers)

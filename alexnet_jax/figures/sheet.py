@@ -1,8 +1,10 @@
 """A sheet to draw on, and its way into a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_jax import command
 from alexnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,14 +24,33 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: "Figure", out: Path) -> None:
-    """Writes a figure, in the format of the file's name.
+def picture_file(text: str) -> Path:
+    """The file of ``--out``, checked before there is anything to draw.
 
     Raises:
-      UserError: that is none that matplotlib knows.
+      UserError: its folder is missing, or its name has no ending that matplotlib knows; or
+        matplotlib is not installed.
     """
+    file = command.output("--out", text)
+    assert file is not None
+    known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
+    if file.suffix[1:].lower() not in known:
+        raise UserError(f"--out={text}: end the name with one of {', '.join(known)}, as in a.png")
+    return file
+
+
+def the_only(folders: Sequence[Path], name: str) -> Path:
+    """The folder of a figure that shows one run.
+
+    Raises:
+      UserError: there are several.
+    """
+    if len(folders) > 1:
+        raise UserError(f"{name} shows one run; give one folder as --workdirs")
+    return folders[0]
+
+
+def save(figure: "Figure", out: Path) -> None:
+    """Writes a figure, in the format of the file's name."""
     options: dict[str, Any] = {"dpi": 150}
-    try:
-        figure.savefig(out, **options)
-    except ValueError as error:
-        raise UserError(f"--out={out}: {error}") from error
+    figure.savefig(out, **options)

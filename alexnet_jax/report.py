@@ -1,0 +1,239 @@
+"""What runs came to, as a table in Markdown: the paper, the logs of 2012, ours.
+
+python -m alexnet_jax.report --workdirs=runs/a,runs/b [--configs=configs/cifar10.py:18] [--out=FILE]
+
+Runs that differ in nothing but their seed share a row, with the mean and, from two seeds on, the
+standard deviation. Errors are top-1 / top-5 in percent, on the split that the run scores.
+--configs names what has a row even if no run is given; of a file with several, all, or FILE:NAME.
+"""
+
+import argparse
+import json
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from alexnet_jax import command, config, workdir
+from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.terminal import markdown_table
+
+HEAD = (
+    "experiment",
+    "paper",
+    "2012 log",
+    "ours, ten views",
+    "ours, centre crop",
+    "compared",
+    "pictures",
+    "seeds",
+    "trained",
+    "on",
+)
+NOT_RUN = "not run"
+
+
+class Errors(NamedTuple):
+    """Shares of a split's pictures, in [0, 1]."""
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a workdir tells. Errors are None where they were not measured."""
+
+    config: config.Config
+    records: str  # their hash
+    steps: int
+    epochs: float
+    one_view: Errors | None
+    ten_views: Errors | None
+    machines: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """Equal for runs that differ in their seed alone."""
+        c = self.config
+        values = config.decisive(config.as_dict(c)) | {"seed": None}
+        return json.dumps([c.experiment.name, self.records, values], sort_keys=True)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a workdir, finished or not.
+
+    Raises:
+      UserError: there is none, or it has no metrics yet.
+    """
+    c, lines = workdir.read_config(folder), read_metrics(folder)
+    starts = workdir.read_starts(folder)
+    if not lines:
+        raise UserError(f"{folder} has no metrics yet; train first")
+    return Run(
+        config=c,
+        records=starts[-1].records if starts else c.data.source,
+        steps=lines[-1]["step"],
+        epochs=lines[-1]["epoch"],
+        one_view=_last(lines, "val"),
+        ten_views=_last(lines, "val_ten_views"),
+        machines=tuple(dict.fromkeys(_machine(start) for start in starts)),
+    )
+
+
+def report(folders: Sequence[Path], planned: Sequence[config.Experiment] = ()) -> str:
+    """The table of the runs in `folders`, and of the `planned` that are not among them.
+
+    Raises:
+      UserError: see `read_run`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in map(read_run, folders):
+        groups.setdefault(run.kind, []).append(run)
+    rows = [_row(runs, list(groups.values())) for runs in groups.values()]
+    known = {runs[0].config.experiment.name for runs in groups.values()}
+    rows += [_row_not_run(one) for one in planned if one.name not in known]
+    return markdown_table([HEAD, *rows])
+
+
+def _row(runs: list[Run], groups: list[list[Run]]) -> tuple[str, ...]:
+    c = runs[0].config
+    about, namesakes = c.experiment, [g for g in groups if _name(g) == _name(runs)]
+    return (
+        about.name + _apart(runs, namesakes),
+        about.paper,
+        about.log,
+        _text([run.ten_views for run in runs]),
+        _text([run.one_view for run in runs]),
+        _compared(runs, groups),
+        f"{c.data.source}, {c.data.validation}",
+        ", ".join(str(run.config.seed) for run in runs),
+        ", ".join(dict.fromkeys(_trained(run) for run in runs)),
+        "; ".join(dict.fromkeys(machine for run in runs for machine in run.machines)),
+    )
+
+
+def _row_not_run(about: config.Experiment) -> tuple[str, ...]:
+    cells = (about.name, about.paper, about.log)
+    return (*cells, NOT_RUN, NOT_RUN, *[""] * (len(HEAD) - 5))
+
+
+def _name(runs: list[Run]) -> str:
+    return runs[0].config.experiment.name
+
+
+def _apart(runs: list[Run], namesakes: list[list[Run]]) -> str:
+    """The values by which runs differ from others of the same name."""
+    mine = config.decisive(config.as_dict(runs[0].config))
+    keys = {key for group in namesakes for key in _differing(group[0].config, runs[0].config)}
+    return "".join(f", {key}={mine[key]}" for key in sorted(keys & mine.keys() - {"seed"}))
+
+
+def _compared(runs: list[Run], groups: list[list[Run]]) -> str:
+    """The difference to the runs that these are to be compared with, in percentage points."""
+    against = runs[0].config.experiment.against
+    others = [g for g in groups if _name(g) == against and g[0].records == runs[0].records]
+    if not others:
+        return ""
+    nearest = min(others, key=lambda g: len(_differing(g[0].config, runs[0].config)))
+    for views in ("ten_views", "one_view"):
+        ours, theirs = (_means([getattr(run, views) for run in g]) for g in (runs, nearest))
+        if ours and theirs:
+            points = [f"{100 * (a - b):+.2f}" for a, b in zip(ours, theirs, strict=True)]
+            return f"{' / '.join(points)} to {against}"
+    return ""
+
+
+def _differing(a: config.Config, b: config.Config) -> list[str]:
+    return config.differences(config.as_dict(a), b)
+
+
+def _means(errors: list[Errors | None]) -> Errors | None:
+    known = [one for one in errors if one is not None]
+    return Errors(mean(e.top1 for e in known), mean(e.top5 for e in known)) if known else None
+
+
+def _text(errors: list[Errors | None]) -> str:
+    """In percent, with the spread over seeds."""
+    known = [one for one in errors if one is not None]
+    if not known:
+        return NOT_RUN
+    return " / ".join(_spread([100 * rate for rate in rates]) for rates in zip(*known, strict=True))
+
+
+def _spread(values: list[float]) -> str:
+    more = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{more}"
+
+
+def _trained(run: Run) -> str:
+    c = run.config
+    whole = run.epochs >= c.epochs or run.steps == c.steps or run.ten_views is not None
+    of = "" if whole else f" of {c.epochs}, unfinished"
+    return f"{run.epochs:.3g} epochs{of} ({run.steps} steps of {c.batch})"
+
+
+def _machine(start: workdir.Start) -> str:
+    """In words. CPU devices share the cores of one machine."""
+    if start.kind == "cpu":
+        return f"{start.devices} CPU devices, {start.cores} cores of {start.cpu}"
+    return f"{start.devices} x {start.kind}"
+
+
+def _last(lines: list[dict[str, Any]], prefix: str) -> Errors | None:
+    for line in reversed(lines):
+        if line.get(f"{prefix}/top1_error") is not None:
+            return Errors(line[f"{prefix}/top1_error"], line[f"{prefix}/top5_error"])
+    return None
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def planned_in(spec: str) -> list[config.Experiment]:
+    """The experiments of a config file, as FILE or FILE:NAME.
+
+    Raises:
+      UserError: it cannot be loaded.
+    """
+    path, _, name = spec.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--configs={spec}: there is no file {path}")
+    try:
+        module = runpy.run_path(path)
+        names = [name] if name else module.get("NAMES", [])
+        made = [module["get_config"](one) for one in names] or [module["get_config"]()]
+    except Exception as error:  # a config is a program: it may raise anything
+        raise UserError(f"--configs={spec}: {type(error).__name__}: {error}") from None
+    return [config.parse(one).experiment for one in made]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are the process' own if not given."""
+    given = _parser().parse_args(arguments)
+
+    def job() -> None:
+        out = command.output("--out", given.out)
+        specs = [spec for spec in given.configs.split(",") if spec]
+        planned = [one for spec in specs for one in planned_in(spec)]
+        table = report(command.folders(given.workdirs), planned)
+        print(table)
+        if out:
+            out.write_text(table + "\n")
+
+    command.guard(job, "stopped")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("report", __doc__)
+    parser.add_argument("--workdirs", required=True, help="the runs' folders, by commas")
+    parser.add_argument("--configs", default="", help="what else has a row, by commas")
+    parser.add_argument("--out", help="a file to write the table to")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

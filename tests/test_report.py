@@ -1,0 +1,131 @@
+"""The table says what the runs' files say: means, spreads and differences by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet_jax import workdir
+from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import FILE
+from alexnet_jax.report import main, planned_in, report
+from tests.conftest import make_config
+
+MACHINE = {"devices": 2, "kind": "cpu", "cpu": "Z80", "cores": 4, "jax": "0.10"}
+
+
+def finished(
+    folder: Path, top1: float, *, name: str = "a", records: str = "x", epoch: float = 6, **values
+) -> Path:
+    """A workdir whose last line of metrics has these errors."""
+    about = {"name": name, "paper": "40.7 / 18.2", "log": "", "against": "whole"}
+    workdir.claim(folder, make_config(experiment=about, **values))
+    scores = {"val/top1_error": top1 + 0.1, "val/top5_error": 0.2}
+    ten = {"val_ten_views/top1_error": top1, "val_ten_views/top5_error": 0.1}
+    line = {"step": 96, "epoch": epoch} | scores | (ten if epoch == 6 else {})
+    (folder / FILE).write_text(json.dumps(line) + "\n")
+    workdir.record_start(folder, 0, records, MACHINE)
+    return folder
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_seeds_share_a_row_with_mean_and_standard_deviation(tmp_path):
+    runs = [finished(tmp_path / str(seed), e, seed=seed) for seed, e in enumerate((0.4, 0.44))]
+    (row,) = rows(report(runs))
+    assert row["ours, ten views"] == "42.00 ± 2.83 / 10.00 ± 0.00"
+    assert row["ours, centre crop"] == "52.00 ± 2.83 / 20.00 ± 0.00"
+    assert row["paper"] == "40.7 / 18.2"
+    assert row["seeds"] == "0, 1"
+    assert row["trained"] == "6 epochs (96 steps of 16)"
+    assert row["on"] == "2 CPU devices, 4 cores of Z80"
+
+
+def test_the_difference_is_to_the_runs_on_the_same_records_that_are_named(tmp_path):
+    runs = [
+        finished(tmp_path / "a", 0.45),
+        finished(tmp_path / "whole", 0.42, name="whole"),
+        finished(tmp_path / "elsewhere", 0.1, name="whole", records="y"),
+    ]
+    found = [row["compared"] for row in rows(report(runs))]
+    assert found == ["+3.00 / +0.00 to whole", "+0.00 / +0.00 to whole", "+0.00 / +0.00 to whole"]
+
+
+def test_of_several_such_runs_the_most_alike_is_compared_with(tmp_path):
+    runs = [
+        finished(tmp_path / "a", 0.5, dtype="bfloat16"),
+        finished(tmp_path / "other", 0.2, name="whole"),
+        finished(tmp_path / "alike", 0.4, name="whole", dtype="bfloat16"),
+    ]
+    assert rows(report(runs))[0]["compared"] == "+10.00 / +0.00 to whole"
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    runs = [finished(tmp_path / "a", 0.4), finished(tmp_path / "b", 0.4, model__dropout=0.0)]
+    names = [row["experiment"] for row in rows(report(runs))]
+    assert names == ["a, model.dropout=0.5", "a, model.dropout=0.0"]
+
+
+def test_a_run_that_is_not_over_says_so(tmp_path):
+    (row,) = rows(report([finished(tmp_path / "a", 0.4, epoch=2)]))
+    assert row["trained"] == "2 epochs of 6, unfinished (96 steps of 16)"
+    assert row["ours, ten views"] == "not run"
+    assert row["ours, centre crop"] == "50.00 / 20.00"
+
+
+def test_what_is_planned_and_not_run_has_a_row(tmp_path):
+    planned = planned_in("configs/cifar10.py")
+    assert len(planned) == 9
+    run = finished(tmp_path / "a", 0.4, name="cifar10_18")
+    table = rows(report([run], planned))
+    assert len(table) == 9  # that one is not told again
+    told = {row["experiment"]: row for row in table}
+    assert told["cifar10_11"]["2012 log"] == "11"
+    assert told["cifar10_11"]["ours, ten views"] == "not run"
+
+
+def test_one_config_of_a_file_or_a_file_of_one():
+    assert [one.name for one in planned_in("configs/ablations.py:no_lrn")] == ["no_lrn"]
+    assert [one.name for one in planned_in("configs/alexnet.py")] == ["alexnet"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workdirs=,"], "--workdirs is empty"),
+        (["--workdirs={run}/none"], "holds no run"),
+        (["--workdirs={run}", "--configs=none.py"], "there is no file none.py"),
+        (["--workdirs={run}", "--configs=configs/cifar10.py:9"], "has no net '9'"),
+        (["--workdirs={run}", "--out=none/table.md"], "there is no folder none"),
+        (["--workdirs={run}", "--out={run}"], "is a folder"),
+    ],
+)
+def test_what_cannot_be_told_is_one_line(tmp_path, capsys, options, said):
+    run = finished(tmp_path / "a", 0.4)
+    with pytest.raises(SystemExit) as stopped:
+        main([option.format(run=run) for option in options])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_table_goes_into_a_file(tmp_path, capsys):
+    main([f"--workdirs={finished(tmp_path / 'a', 0.4)}", f"--out={tmp_path / 'table.md'}"])
+    assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
+
+
+def test_no_metrics_and_damaged_starts_are_named(tmp_path):
+    run = finished(tmp_path / "a", 0.4)
+    (run / workdir.STARTS).write_text('{"step": 0}\n')
+    with pytest.raises(UserError, match=r"starts\.jsonl is damaged"):
+        report([run])
+    (run / workdir.STARTS).unlink()
+    assert rows(report([run]))[0]["on"] == ""
+    (run / FILE).unlink()
+    with pytest.raises(UserError, match="no metrics yet"):
+        report([run])
