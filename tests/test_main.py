@@ -1,6 +1,5 @@
 """The command, as a user runs it: in a process of its own."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,32 +12,6 @@ ROOT = Path(__file__).parents[1]
 def command(*arguments: str, module: str = "alexnet_jax.main") -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", module, *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-
-
-@pytest.mark.slow
-def test_the_main_job_makes_its_pictures_and_learns_them(tmp_path):
-    """README's first command but for the folders: top-1 error under 10%."""
-    records, folder = tmp_path / "records", tmp_path / "run"
-    arguments = ["--config=configs/tiny.py", f"--workdir={folder}"]
-    arguments.append(f"--config.data.records={records}")
-    done = command(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert "making pictures" in done.stdout
-    assert f"metrics in {folder}/metrics.jsonl" in done.stdout
-    assert f"checkpoints in {folder}/checkpoints" in done.stdout
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["val/top1_error"] < 0.10
-    assert last["val_ten_views/top1_error"] < 0.10
-
-    scored = command(*arguments, "--mode=evaluate", "--step=best")
-    assert scored.returncode == 0, scored.stderr
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    best = min(line["val/top1_error"] for line in lines if "val/top1_error" in line)
-    assert f"centre crop: top-1 error {best:.2%}" in scored.stdout
-
-    missing = command(*arguments, "--mode=evaluate", "--step=7")
-    assert missing.returncode == 2
-    assert "has no checkpoint of step 7; it has " in missing.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
