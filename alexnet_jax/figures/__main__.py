@@ -1,7 +1,7 @@
 """The paper's figures, and training curves, drawn from workdirs.
 
 python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figure1.png
-python -m alexnet_jax.figures kernels --workdirs=runs/alexnet --out=kernels.png
+python -m alexnet_jax.figures kernels --workdir=runs/alexnet --out=kernels.png
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 
 figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%
@@ -52,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("figures", __doc__)
-    parser.add_argument("name", choices=tuple(FIGURES), help="which figure")
-    parser.add_argument("--workdirs", required=True, help="the runs' folders, by commas")
-    parser.add_argument("--out", required=True, help="the picture to write, as figure.png")
+    add = parser.add_argument
+    add("name", choices=tuple(FIGURES), help="which figure")
+    add("--workdirs", "--workdir", required=True, help="the runs' folders, by commas")
+    add("--out", required=True, help="the picture to write, as figure.png")
     return parser
 
 
