@@ -70,6 +70,8 @@ class Checkpoints:
     ) -> None:
         """Begins to save; returns when `state` has been copied and may change.
 
+        A checkpoint of the same step is replaced.
+
         Args:
           step: training steps done.
           state: a tree of arrays.
@@ -82,6 +84,8 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),
             meta=ocp.args.JsonSave(meta),
         )
+        if step in self.steps():
+            self._manager.delete(step)
         self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
 
     def restore(

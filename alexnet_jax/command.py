@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
+from alexnet_jax.stopping import INTERRUPTED, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.")
 
@@ -25,14 +26,14 @@ def run(job: Callable[[Sequence[str]], None], stopped: str) -> None:
 
 
 def guard(job: Callable[[], None], stopped: str) -> None:
-    """Does `job`. Exits with one line where an error that the user can mend or Ctrl-C ends it."""
+    """Does `job`. Exits with one line where an error that the user can mend or a signal ends it."""
     try:
         job()
     except (UserError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(stopped, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stop.status if isinstance(stop, Stopped) else INTERRUPTED)
 
 
 def parser(module: str, about: str) -> argparse.ArgumentParser:

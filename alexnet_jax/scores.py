@@ -1,5 +1,6 @@
 """Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -153,11 +154,30 @@ def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
 
 
+@dataclasses.dataclass
+class Tally:
+    """Sums over pictures, from which come their `Scores`; exact in a JSON file and back."""
+
+    loss: float = 0.0
+    wrong1: int = 0
+    wrong5: int = 0
+    pictures: int = 0
+
+    def add(self, losses: np.ndarray, ranks: np.ndarray) -> None:
+        """Adds pictures by their losses, float [n], and their labels' ranks, int [n]."""
+        self.loss += float(np.sum(losses, dtype=np.float64))
+        self.wrong1 += int(np.sum(ranks >= 1))
+        self.wrong5 += int(np.sum(ranks >= 5))
+        self.pictures += len(ranks)
+
+    def scores(self) -> Scores:
+        """The means of what was added."""
+        n = self.pictures
+        return Scores(self.loss / n, self.wrong1 / n, self.wrong5 / n, n)
+
+
 def mean_scores(losses: np.ndarray, ranks: np.ndarray) -> Scores:
     """The means over pictures of their losses, float [n], and labels' ranks, int [n]."""
-    return Scores(
-        float(np.mean(losses, dtype=np.float64)),
-        float(np.mean(ranks >= 1)),
-        float(np.mean(ranks >= 5)),
-        len(ranks),
-    )
+    tally = Tally()
+    tally.add(losses, ranks)
+    return tally.scores()

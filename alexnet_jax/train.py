@@ -1,30 +1,25 @@
-"""Training: one step, and the run around it."""
+"""Training: the run around the steps, from its beginning or from where it was left."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
-from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config, host, optim, workdir
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
 from alexnet_jax.metrics import Clock, MetricsLog
-from alexnet_jax.model.layers import Draw
-from alexnet_jax.model.mesh import DATA, local_rows, place_batch
-from alexnet_jax.scores import Evaluator, label_ranks, mean_scores
-from alexnet_jax.setup import Setup, make_setup, replicate
-from alexnet_jax.state import State, init_state, restore_state, state_specs
+from alexnet_jax.model.mesh import local_rows, place_batch
+from alexnet_jax.scores import Evaluator, Tally
+from alexnet_jax.setup import Setup, make_setup
+from alexnet_jax.state import State, init_state, restore_state
+from alexnet_jax.step import Control, make_control, make_step, training_input
+from alexnet_jax.stopping import Stop, Stopped
 from alexnet_jax.terminal import progress_bar, say
-
-Control = dict[str, Any]
-"""What a policy sets, as arrays: 'rates' (see `optim.Rates`) and 'lighting', 1.0 or 0.0."""
 
 
 def fit(c: config.Config, folder: Path) -> None:
@@ -32,63 +27,18 @@ def fit(c: config.Config, folder: Path) -> None:
 
     Raises:
       UserError: records, devices or workdir do not fit the config; or the loss is not finite.
+      Stopped: SIGTERM or SIGINT came. All that was done is saved; the same call goes on from there.
     """
     setup = make_setup(c)
-    workdir.claim(folder, c)
     with ExitStack() as stack:
+        stack.enter_context(workdir.hold(folder, c))
         run = Run(setup, folder, stack)
-        if run.over():
+        if run.complete():
             say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
         else:
             machine = host.describe(setup.network.mesh.devices.flatten().tolist())
             workdir.record_start(folder, run.step, setup.records.manifest.hash, machine)
             run.train()
-
-
-def make_step(setup: Setup) -> Any:
-    """The jitted step (state, pixels, batch, control) -> (state, (losses, ranks)).
-
-    `batch` is a placed batch of `pipeline.train_batches`; losses are float32 [batch], in nats, and
-    ranks int32 [batch], see `evaluate.label_ranks`, one for each picture. The old state's memory is
-    used again. Between devices go what the towers exchange and, where several rows of devices share
-    the batch, the sums of the gradients; nothing else.
-    """
-    c, network = setup.config, setup.network
-    rule = optim.update_rule(c.optim)
-
-    def step(state: State, pixels: Any, batch: Any, control: Control) -> tuple[State, Any]:
-        images = training_input(setup, pixels, batch, control)
-        key = jax.random.fold_in(jax.random.key(c.seed), state["step"])
-        draw = Draw(key, batch["row"])
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, labels = network.bind(params)(images, draw), batch["label"]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            # The mean over the whole batch; jax.grad sums over the devices that share it.
-            return losses.sum() / c.batch, (losses, label_ranks(logits, labels))
-
-        gradients, outcome = jax.grad(loss, has_aux=True)(state["params"])
-        updates, optimizer = rule.update(
-            gradients, state["optimizer"], state["params"], rates=control["rates"]
-        )
-        params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, outcome
-
-    specs, rows = state_specs(setup), network.spec(DATA)
-    mapped = network.shard_map(step, (specs, P(), rows, P()), (specs, rows))
-    return network.jit(mapped, donate=0)
-
-
-def training_input(setup: Setup, pixels: Any, batch: Any, control: Control) -> jax.Array:
-    """A batch as the network sees it: float32 [b, crop, crop, 3]."""
-    mean, components = pixels["mean"], pixels["components"]
-    return augment.train_input(batch, mean, components, setup.config.data, control["lighting"])
-
-
-def make_control(setup: Setup, setting: optim.Setting) -> Control:
-    """A policy's setting as arrays on every device; a new one compiles nothing anew."""
-    rates = setting.rates(setup.config.optim, setup.network.shapes)
-    return replicate(setup.network, {"rates": rates, "lighting": float(setting.lighting)})
 
 
 class Run:
@@ -103,6 +53,8 @@ class Run:
         rows = local_rows(setup.network.mesh, c.batch)
         batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
         self.batches = stack.enter_context(closing(batches))
+        self.tally = Tally()  # of the steps since the last line of metrics
+        self.unscored: dict[str, float] | None = None  # metrics of a step whose scoring was left
         self.state, self.step = self._begin()
         self.saved = self.step or None  # the newest checkpoint's step
         self.setting = self.policy.setting(self.epochs)  # of the newest step
@@ -111,7 +63,8 @@ class Run:
         self.health = LayerHealth(setup.network, c)
         self.stuck = StuckLoss(label_entropy(setup.train.labels), c.log.stuck_after)
         self.clock = Clock(c.batch)
-        self.outcomes: list[Any] = []  # of the steps since the last line of metrics
+        self.outcomes: list[Any] = []  # of the newest steps, still on the devices
+        self.stop = stack.enter_context(Stop())
 
     def _begin(self) -> tuple[State, int]:
         restored = restore_state(self.setup, self.checkpoints, self.batches)
@@ -119,6 +72,8 @@ class Run:
             return init_state(self.setup), 0
         say(f"going on from the checkpoint of step {restored.step}")
         self.policy.load(restored.meta["policy"])
+        self.tally = Tally(**restored.meta.get("tally", {}))
+        self.unscored = restored.meta.get("unscored")
         return restored.state, restored.step
 
     # --- where it stands
@@ -141,14 +96,20 @@ class Run:
         return self.step * batch // pictures > (self.step - 1) * batch // pictures
 
     def over(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether no step is left to do."""
         return self.step >= self.last or self.policy.finished
+
+    def complete(self) -> bool:
+        """Whether nothing at all is left to do."""
+        return self.over() and self.unscored is None
 
     # --- what it does
 
     def train(self) -> None:
-        """Goes on to the end."""
+        """Goes on to the end, or until a signal asks for one."""
         pixels, step = self.setup.pixels, None
+        if self.unscored is not None:
+            self._finish_step(self.unscored)
         with progress_bar(self.last, "training", "steps", initial=self.step) as bar:
             for batch, control in self._inputs():
                 if step is None:
@@ -163,6 +124,8 @@ class Run:
                 jax.block_until_ready(self.outcomes[-3:-2])
                 bar.update()
                 self._after_step(batch, control)
+                if self.stop.asked is not None:
+                    self._leave()
         self.checkpoints.wait()
         say(f"metrics in {self.log.path}; curves: tensorboard --logdir={self.log.path.parent}")
         say(f"checkpoints in {self.checkpoints.folder}")
@@ -180,32 +143,44 @@ class Run:
 
     def _after_step(self, batch: Any, control: Control) -> None:
         """Logs, scores and saves, if it is time: at most one line of metrics for a step."""
-        c = self.config
-        ended, last = self.ended_epoch(), self.step >= self.last
-        save = ended or last or _due(self.step, c.checkpoint_every)
         values: dict[str, float] = {}
-        if save or _due(self.step, c.log.every):
+        if self._saves() or _due(self.step, self.config.log.every):
             values |= self._progress()
-        if _due(self.step, c.log.layers_every):
+        if _due(self.step, self.config.log.layers_every):
             values |= self._layers(batch, control)
-        if ended or last:
-            values |= self._score(ended)
+        self._finish_step(values)
+
+    def _finish_step(self, values: dict[str, float]) -> None:
+        """What can be done again after a signal came in the middle of it."""
+        if self.ended_epoch() or self.step >= self.last:
+            values = values | self._score(values)
+        self.unscored = None
         if values:
-            values |= self._times()
+            values = values | self._times()
             self.log.write(self.step, self.epochs, values)
-        if save:
+        if self._saves():
             self._save(values)
+
+    def _saves(self) -> bool:
+        """Whether the newest step is one after which a checkpoint is due."""
+        ended = self.ended_epoch() or self.step >= self.last
+        return ended or _due(self.step, self.config.checkpoint_every)
 
     def _progress(self) -> dict[str, float]:
         """The means over the steps since the last call, and their rate."""
-        losses, ranks = zip(*jax.device_get(self.outcomes), strict=True)
-        self.outcomes.clear()
-        running = mean_scores(np.concatenate(losses), np.concatenate(ranks))
+        self._count()
+        running, self.tally = self.tally.scores(), Tally()
         check_loss(self.step, running.loss, self.saved)
         warning = self.stuck.notice(self.step, running.loss)
         if warning:
             say(warning)
         return running.named("train") | {"opt/lr": self.setting.rate}
+
+    def _count(self) -> None:
+        """Fetches the outcomes of the newest steps."""
+        for losses, ranks in jax.device_get(self.outcomes):
+            self.tally.add(losses, ranks)
+        self.outcomes.clear()
 
     def _times(self) -> dict[str, float]:
         """Where the time went, and how much is left."""
@@ -218,18 +193,31 @@ class Run:
             images = training_input(self.setup, self.setup.pixels, batch, control)
             return self.health.read(self.state["params"], self.state["optimizer"], images)
 
-    def _score(self, ended_epoch: bool) -> dict[str, float]:
-        """The validation split by its centre crops; by ten views too when the run is over."""
+    def _score(self, values: dict[str, float]) -> dict[str, float]:
+        """The validation split by its centre crops; by ten views too when the run is over.
+
+        If a signal ends it, the step's other `values` are saved, and the scoring is left to the
+        next start.
+        """
+        before = self.policy.state()
+        try:
+            with self.stop.may_leave(), self.clock.apart("evaluate"):
+                return self._scores()
+        except Stopped:
+            self.policy.load(before)
+            self.unscored = values
+            self._leave()
+            raise
+
+    def _scores(self) -> dict[str, float]:
         c, split, params = self.config, self.setup.validation, self.state["params"]
-        with self.clock.apart("evaluate"):
-            one = self.evaluator.score(params, split, ten_views=False, what="validation")
+        one = self.evaluator.score(params, split, ten_views=False, what="validation")
         say(f"epoch {self.epochs:.2f}, step {self.step}: {c.data.validation} {one.text()}")
-        if ended_epoch:
+        if self.ended_epoch():
             self.policy.observe(one.top1_error)
         values = one.named("val")
         if self.over() and c.evaluate.ten_views_at_end:
-            with self.clock.apart("evaluate"):
-                ten = self.evaluator.score(params, split, ten_views=True, what="ten views")
+            ten = self.evaluator.score(params, split, ten_views=True, what="ten views")
             say(f"ten views: {c.data.validation} {ten.text()}")
             values |= ten.named("val_ten_views")
         return values
@@ -237,9 +225,23 @@ class Run:
     def _save(self, values: dict[str, float]) -> None:
         with self.clock.apart("checkpoint"):
             check_weights(self.step, self.state["params"], self.saved)
-            meta = {"records": self.setup.records.manifest.hash, "policy": self.policy.state()}
+            self._count()
+            meta = {
+                "records": self.setup.records.manifest.hash,
+                "policy": self.policy.state(),
+                "tally": dataclasses.asdict(self.tally),
+                "unscored": self.unscored,
+            }
             self.checkpoints.save(self.step, self.state, self.batches, meta, values)
         self.saved = self.step
+
+    def _leave(self) -> None:
+        """Saves what was done since the newest checkpoint, and raises Stopped."""
+        if self.saved != self.step:
+            self._save({})
+        self.checkpoints.wait()
+        say(f"stopped after step {self.step}, which is saved in {self.checkpoints.folder}")
+        self.stop.check()
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,8 +1,11 @@
 """A workdir and whose it is: it holds one config's run, in files with fixed names."""
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from alexnet_jax.errors import UserError
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 STARTS = "starts.jsonl"
+LOCK = "lock"
 
 
 def claim(workdir: Path, c: config.Config) -> None:
@@ -32,6 +36,36 @@ def claim(workdir: Path, c: config.Config) -> None:
         os.replace(written, workdir / CONFIG)
     except OSError as error:
         raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
+
+
+@contextmanager
+def hold(workdir: Path, c: config.Config) -> Iterator[None]:
+    """Claims `workdir`, and holds it: meanwhile no other process can. A process' end lets it go.
+
+    Raises:
+      UserError: another process holds it; or see `claim`.
+    """
+    if (workdir / CONFIG).exists():
+        check(workdir, c)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by {file.read().strip() or 'another process'}; "
+                f"wait for its end, or give another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        claim(workdir, c)
+        yield
 
 
 def check(workdir: Path, c: config.Config) -> None:

@@ -12,7 +12,7 @@ from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.setup import make_network, make_setup
 from alexnet_jax.state import init_state
-from alexnet_jax.train import make_step
+from alexnet_jax.step import make_step
 from configs import cifar10
 from tests.test_towers import step_inputs
 

@@ -13,7 +13,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import DATA, local_rows, make_mesh, place_batch
 from alexnet_jax.setup import Setup, make_network, make_setup
 from alexnet_jax.state import init_state
-from alexnet_jax.train import make_control, make_step
+from alexnet_jax.step import make_control, make_step
 from tests.conftest import make_config
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]

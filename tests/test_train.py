@@ -19,7 +19,8 @@ from alexnet_jax.model.mesh import place_batch
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_setup
 from alexnet_jax.state import init_state, restore_state
-from alexnet_jax.train import fit, make_control, make_step
+from alexnet_jax.step import make_control, make_step
+from alexnet_jax.train import fit
 from tests.conftest import make_config
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}

@@ -20,7 +20,7 @@ from alexnet_jax.model.mesh import local_rows, place_batch
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import Setup, make_setup
 from alexnet_jax.state import init_state
-from alexnet_jax.train import make_control, make_step
+from alexnet_jax.step import make_control, make_step
 
 PICTURES = 2048  # that are drawn where the config's records are not there
 

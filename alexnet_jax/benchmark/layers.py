@@ -9,7 +9,7 @@ from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.model.layers import Draw
 from alexnet_jax.model.mesh import DATA, TOWER
-from alexnet_jax.train import training_input
+from alexnet_jax.step import training_input
 
 
 def measure(bench: Bench) -> list[Row]:

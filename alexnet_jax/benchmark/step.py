@@ -10,7 +10,7 @@ from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.setup import make_network
-from alexnet_jax.train import training_input
+from alexnet_jax.step import training_input
 
 SIDE = 2048  # of the matrices whose product is the machine's own rate
 

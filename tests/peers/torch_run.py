@@ -26,8 +26,8 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import MetricsLog
 from alexnet_jax.scores import Scores, mean_scores
 from alexnet_jax.setup import Setup, make_setup
+from alexnet_jax.step import training_input
 from alexnet_jax.terminal import progress_bar, say
-from alexnet_jax.train import training_input
 from tests.peers.torch_alexnet import TorchAlexNet
 
 

@@ -1,0 +1,228 @@
+"""Signals: a run that was asked to stop goes on as if nobody had, whatever it was doing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import train, workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.scores import Evaluator, Tally, mean_scores
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import restore_state
+from alexnet_jax.stopping import REQUEUE, Stop, Stopped
+from alexnet_jax.train import fit
+from tests.conftest import make_config
+
+ROOT = Path(__file__).parents[1]
+TWO_EPOCHS = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}
+
+
+def checkpoint(c, folder):
+    """The newest checkpoint's step and arrays, and the step of the best."""
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        restored = restore_state(make_setup(c), checkpoints)
+        return restored.step, jax.device_get(restored.state), checkpoints.best_step()
+
+
+def lines(folder):
+    """Metrics but for the times."""
+    told = read_metrics(folder)
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in told]
+
+
+def assert_equal_runs(c, ours, theirs):
+    (step, state, best), (their_step, their_state, their_best) = (
+        checkpoint(c, folder) for folder in (ours, theirs)
+    )
+    assert (step, best) == (their_step, their_best)
+    jax.tree.map(np.testing.assert_array_equal, state, their_state)
+    assert lines(ours) == lines(theirs)
+
+
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory):
+    """A run of 16 steps that nobody stopped; it scores after step 8 and, twice, after step 16."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(make_config(records, **TWO_EPOCHS), folder)
+    return folder
+
+
+def stop_during_step(monkeypatch, number):
+    """A signal comes while step `number` of this process is computed."""
+    progress, made = train.Run._after_step, [0]
+
+    def after_step(self, batch, control):
+        made[0] += 1
+        if made[0] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        progress(self, batch, control)
+
+    monkeypatch.setattr(train.Run, "_after_step", after_step)
+
+
+@pytest.mark.parametrize("number", [1, 5, 8, 16])
+def test_a_signal_during_a_step_changes_no_result(records, whole, tmp_path, monkeypatch, number):
+    """In the middle between two lines, at the end of an epoch, and in the last step of all."""
+    c = make_config(records, **TWO_EPOCHS)
+    with monkeypatch.context() as patch:
+        stop_during_step(patch, number)
+        with pytest.raises(Stopped) as stopped:
+            fit(c, tmp_path)
+    assert stopped.value.status == REQUEUE
+    assert checkpoint(c, tmp_path)[0] == number
+    fit(c, tmp_path)
+    assert_equal_runs(c, tmp_path, whole)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_signal_during_evaluation_leaves_it_and_it_is_done_again(
+    records, whole, tmp_path, monkeypatch, number
+):
+    """Of the first epoch, of the second, and in the ten views at the end."""
+    c = make_config(records, **TWO_EPOCHS)
+    score, made = Evaluator.score, [0]
+
+    def interrupted(self, params, split, **how):
+        made[0] += 1
+        if made[0] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)  # what the signal ends
+        return score(self, params, split, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "score", interrupted)
+        with pytest.raises(Stopped):
+            fit(c, tmp_path)
+    step = 8 if number == 1 else 16
+    assert checkpoint(c, tmp_path)[0] == step
+    assert step not in [line["step"] for line in lines(tmp_path)]
+    fit(c, tmp_path)
+    assert_equal_runs(c, tmp_path, whole)
+
+
+def test_a_plateau_is_not_counted_twice(records, tmp_path, monkeypatch):
+    """The signal comes after the policy has seen the epoch's error, in the ten views."""
+    policy = {"kind": "plateau", "rate": 0.0, "factor": 10.0, "drops": 0, "patience": 1}
+    policy["least_improvement"] = 0.0  # and so the second epoch ends the run
+    c = make_config(records, epochs=9, batch=128, evaluate__batch=32, policy=policy)
+    score = Evaluator.score
+
+    def interrupted(self, params, split, *, ten_views, what):
+        if ten_views:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, params, split, ten_views=ten_views, what=what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "score", interrupted)
+        with pytest.raises(Stopped):
+            fit(c, tmp_path)
+    fit(c, tmp_path)
+    with Checkpoints(tmp_path / workdir.CHECKPOINTS) as checkpoints:
+        meta = restore_state(make_setup(c), checkpoints).meta
+    assert (meta["policy"]["drops"], meta["policy"]["waited"]) == (1, 0)
+    assert "val_ten_views/loss" in lines(tmp_path)[-1]
+    assert lines(tmp_path)[-1]["step"] == 4
+
+
+# --- as a user sees it --------------------------------------------------------------------------
+
+
+def start(records, folder, *options):
+    # A shell's background job ignores SIGINT, and so would its children.
+    line = ["env", "--default-signal=INT", sys.executable, "-m", "alexnet_jax.main"]
+    line += ["--config=configs/tiny.py"]
+    line += [f"--workdir={folder}", f"--config.data.records={records}", "--config.batch=16"]
+    line += ["--config.model.width=0.125", "--config.log.every=1", "--config.epochs=1000", *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for_steps(folder, process):
+    for _ in range(600):
+        if len(read_metrics(folder)) > 2 or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_process_saves_and_ends_with_a_status_that_says_why(records, tmp_path, number, status):
+    with start(records, tmp_path / "run") as process:
+        wait_for_steps(tmp_path / "run", process)
+        second = subprocess.run(process.args, cwd=ROOT, capture_output=True, text=True, check=False)
+        process.send_signal(number)
+        said, error = process.communicate(timeout=60)
+    assert process.returncode == status, error
+    assert "goes on from the newest checkpoint" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    saved = int(said.rpartition("stopped after step ")[2].split(",")[0])
+    assert (tmp_path / "run" / workdir.CHECKPOINTS / f"{saved:08d}").is_dir()
+    # Meanwhile a second one was refused.
+    assert second.returncode == 2
+    assert f"is in use by process {process.pid} on " in second.stderr.splitlines()[-1]
+
+
+CHILD = """
+import time
+from alexnet_jax.stopping import Stop
+with Stop() as stop:
+    print("ready", flush=True)
+    while stop.asked is None:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    line = [sys.executable, "-c", CHILD]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.readline() == "asked\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_after_it_signals_are_what_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert signal.getsignal(signal.SIGTERM) != before
+        stop.check()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- what holds it ------------------------------------------------------------------------------
+
+
+def test_a_workdir_is_held_by_one(records, tmp_path):
+    c = make_config(records)
+    with workdir.hold(tmp_path, c), pytest.raises(UserError, match=r"in use by process \d+ on "):
+        workdir.hold(tmp_path, c).__enter__()
+    with workdir.hold(tmp_path, c):
+        pass
+
+
+def test_a_tally_in_parts_and_through_json_is_exact():
+    rng = np.random.default_rng(0)
+    losses, ranks = rng.random(1000).astype(np.float32), rng.integers(0, 9, 1000)
+    whole, parts = Tally(), Tally()
+    for start_ in range(0, 1000, 100):
+        part = slice(start_, start_ + 100)
+        whole.add(losses[part], ranks[part])
+        parts = Tally(**json.loads(json.dumps(vars(parts))))
+        parts.add(losses[part], ranks[part])
+    assert parts == whole
+    by_hand = losses.astype(np.float64).mean(), (ranks > 0).mean(), (ranks > 4).mean()
+    np.testing.assert_allclose(mean_scores(losses, ranks)[:3], by_hand, rtol=1e-12)
+    np.testing.assert_allclose(whole.scores()[:3], by_hand, rtol=1e-12)
