@@ -47,7 +47,7 @@ class Run:
     def __init__(self, setup: Setup, folder: Path, stack: ExitStack) -> None:
         """Begins the run, or goes on with it; `stack` closes its files and threads."""
         c = self.config = setup.config
-        self.setup = setup
+        self.setup, self.folder = setup, folder
         self.policy = optim.make_policy(c.policy)
         self.checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
         rows = local_rows(setup.network.mesh, c.batch)
@@ -127,8 +127,8 @@ class Run:
                 if self.stop.asked is not None:
                     self._leave()
         self.checkpoints.wait()
-        say(f"metrics in {self.log.path}; curves: tensorboard --logdir={self.log.path.parent}")
-        say(f"checkpoints in {self.checkpoints.folder}")
+        say(f"metrics in {self.log.path}; curves: tensorboard --logdir={self.folder}")
+        say(f"checkpoints in {self.folder / workdir.CHECKPOINTS}")
 
     def _inputs(self) -> Iterator[tuple[Any, Control]]:
         """Placed batches, each with what the policy sets for its step, until the run is over."""
@@ -240,7 +240,7 @@ class Run:
         if self.saved != self.step:
             self._save({})
         self.checkpoints.wait()
-        say(f"stopped after step {self.step}, which is saved in {self.checkpoints.folder}")
+        say(f"stopped after step {self.step}, which is saved in {self.folder / workdir.CHECKPOINTS}")
         self.stop.check()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = (
-    ("loss", "log", {"train/loss": "training", "val/loss": "validation"}),
+    ("loss, nats", "log", {"train/loss": "training", "val/loss": "validation"}),
     (
         "top-1 error",
         "linear",

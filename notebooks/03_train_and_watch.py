@@ -1,0 +1,175 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train and watch
+#
+# The whole network, all eight layers and both towers, but narrow: `configs/tiny.py` on drawn
+# pictures. It learns in about half a minute on two cores. We train it, watch its curves while it
+# learns, and then read from its metrics whether it is healthy.
+
+# %%
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import DisplayHandle, Markdown
+
+# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
+os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+
+from alexnet_jax import config, host
+from alexnet_jax.figures.curves import draw_curves
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.prepare import prepare
+from alexnet_jax.train import fit
+from configs import tiny
+
+os.chdir(sys.path[0])
+host.set_up(2)
+# %matplotlib inline
+plt.rcParams["figure.dpi"] = 90
+
+# %% [markdown]
+# ## Train
+#
+# `prepare` and `fit` are what the command `python -m alexnet_jax.main` calls, and go on from
+# whatever is there: finished records are not made again, and a finished run is not trained again.
+# (To see it learn once more, remove the folder `runs/tiny`.)
+#
+# `fit` runs beside the notebook, which draws `metrics.jsonl` anew every three seconds.
+
+# %%
+c, folder = config.parse(tiny.get_config()), Path("runs/tiny")
+prepare(c.data.source, c.data.records, size=c.data.size, format=c.data.format)
+shown = DisplayHandle()
+shown.display("no metrics yet")
+with ThreadPoolExecutor(1) as pool:
+    run = pool.submit(fit, c, folder)
+    while wait([run], timeout=3).not_done:
+        if read_metrics(folder):
+            shown.update(draw_curves([folder]))
+run.result()  # raises what went wrong
+shown.update(draw_curves([folder]))
+
+# %% [markdown]
+# Solid is the validation split after each epoch. Dashed is training, each point a mean over the
+# steps since the one before, with dropout and augmentation on; so it may well lie above. The
+# right panel is the learning rate, which the paper's run divided by ten three times (§5); here it
+# drops once.
+#
+# ## What the metrics say
+#
+# Each line of `metrics.jsonl` is an object with a step, an epoch and some values. A helper
+# collects one value over the run.
+
+# %%
+lines = read_metrics(folder)
+print(
+    f"{len(lines)} lines, {len({key for line in lines for key in line})} names, such as", *lines[0]
+)
+
+
+def curve(name):
+    """The epochs at which `name` was measured, and its values."""
+    found = [(line["epoch"], line[name]) for line in lines if line.get(name) is not None]
+    return np.array(found).T
+
+
+# %%
+last, ten = curve("val/top1_error"), curve("val_ten_views/top1_error")
+print(f"chance {1 - 1 / c.model.classes:.1%} top-1 error")
+for epoch, error in last.T:
+    print(f"after epoch {epoch:.0f}: {error:.2%}")
+print(f"ten views at the end: {ten[1, -1]:.2%} (§4.1)")
+
+# %% [markdown]
+# ## Each layer's health
+#
+# Three questions for each layer, measured once an epoch on a training batch:
+#
+# - **update**: the mean size of the last update over that of the weights. Too small and the layer
+#   does not learn, too large and it does not settle; a thousandth is a rule of thumb.
+# - **weight**: the mean size of the weights.
+# - **dead**: the share of units, feature maps or neurons, that gave nothing above zero for any
+#   picture of the batch, at any place. With ReLUs such a unit gets no gradient (§3.1).
+
+# %%
+rates, drops = curve("opt/lr"), []
+for before, after in zip(rates.T, rates.T[1:], strict=False):
+    if after[1] != before[1]:
+        drops.append(before[0])
+        print(f"learning rate {before[1]:g} to {after[1]:g} after epoch {before[0]:g}")
+
+figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+for axes, name in zip(panels, ("update", "weight", "dead"), strict=True):
+    for number, layer in enumerate(c.model.names):
+        if any(f"{name}/{layer}" in line for line in lines):
+            axes.plot(
+                *curve(f"{name}/{layer}"),
+                "o-",
+                color=plt.cm.viridis(number / 7.5),
+                label=layer,
+                markersize=4,
+            )
+    for drop in drops:
+        axes.axvline(drop, color="0.7", linestyle=":", zorder=0)
+    axes.set(title=name, xlabel="epochs")
+panels[0].set(yscale="log", ylabel="mean |update| / mean |weight|")
+panels[1].set(ylabel="mean |weight|")
+panels[2].set(ylabel="share of units", ylim=(-0.03, 1))
+handles, labels = panels[0].get_legend_handles_labels()
+_ = figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+
+# %% [markdown]
+# From the first layer (dark) to the last (light); the dotted line is the drop of the learning
+# rate. The rate stands inside the velocity (§5), so a drop takes full effect only as older steps
+# fade, over some ten steps at a momentum of 0.9. What exceeds the factor of the rate in the table
+# is the gradients' part, which become smaller as the loss falls.
+
+# %%
+early, late = drops[0] if drops else 1, lines[-1]["epoch"]
+table = f"| layer | update after epoch {early:g} | after epoch {late:g} | times smaller | dead |\n"
+table += "|---|---|---|---|---|\n"
+for layer in c.model.names:
+    epochs, ratios = curve(f"update/{layer}")
+    before, after = ratios[epochs <= early][-1], ratios[-1]
+    dead = [f"{share:.1%}" for share in curve(f"dead/{layer}")[1:].flat][-1:]
+    table += f"| {layer} | {before:.1e} | {after:.1e} | {before / after:.0f} | {''.join(dead)} |\n"
+Markdown(table)
+
+# %% [markdown]
+# ## Where the time went
+#
+# Each line also tells how the seconds since the last one were spent.
+
+# %%
+names = ("compile", "evaluate", "checkpoint", "layers")
+seconds = {name: curve(f"time/{name}_s")[1].sum() for name in names}
+speeds = {line["step"]: line.get("time/images_per_s") for line in lines}
+took = dict(zip(speeds, np.diff([0, *speeds]), strict=True))
+seconds["learning"] = sum(took[n] * c.batch / speed for n, speed in speeds.items() if speed)
+speed = c.batch * lines[-1]["step"] / seconds["learning"]
+print(
+    f"{speed:.0f} images/s; {curve('time/input_wait')[1].mean():.1%} of that time waits for input"
+)
+
+figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
+bars = axes.barh(list(seconds), list(seconds.values()))
+axes.bar_label(bars, fmt="{:.1f} s", padding=3)
+axes.set(xlabel="seconds", title=f"{sum(seconds.values()):.0f} s in all")
+axes.margins(x=0.12)

@@ -1,0 +1,108 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Results
+#
+# What runs came to, beside the paper's numbers and the logs of 2012. Name the folders of your
+# runs below; if there are none yet, the small run of `configs/tiny.py` is trained, in about half
+# a minute.
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython.display import Markdown
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
+os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+
+from alexnet_jax import config, host
+from alexnet_jax.figures.curves import draw_curves
+from alexnet_jax.figures.figure1 import draw_figure1
+from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
+from alexnet_jax.prepare import prepare
+from alexnet_jax.report import planned_in, report
+from alexnet_jax.train import fit
+from alexnet_jax.workdir import CHECKPOINTS
+from configs import tiny
+
+os.chdir(sys.path[0])
+host.set_up(2)
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy pictures are large as PNG
+plt.rcParams["figure.dpi"] = 90
+
+# %%
+folders = []  # such as [Path("runs/alexnet_2012"), Path("runs/no_lrn")]; none: the tiny runs
+
+# %%
+saved = Path("runs").glob(f"tiny*/{CHECKPOINTS}/[0-9]*[0-9]")  # a run without has no results
+folders = folders or sorted({checkpoint.parents[1] for checkpoint in saved})
+if not folders:
+    c, folders = config.parse(tiny.get_config()), [Path("runs/tiny")]
+    prepare(c.data.source, c.data.records, size=c.data.size, format=c.data.format)
+    fit(c, folders[0])
+print(*folders)
+
+# %% [markdown]
+# ## The table
+#
+# Errors are top-1 / top-5 in percent, of the whole network and, for the experiments of §3 and §4,
+# of the network without one of its parts. Runs that differ in nothing but their seed share a row.
+# Rows that say "not run" are planned: there is a config for each.
+
+# %%
+planned = [*planned_in("configs/alexnet_2012.py"), *planned_in("configs/ablations.py")]
+Markdown(report(folders, planned))
+
+# %% [markdown]
+# A run on drawn pictures has no counterpart in the paper, so its cells there are empty; of ten
+# classes, five labels that are all wrong are rare, so its top-5 error says little.
+#
+# ## Curves
+
+# %%
+draw_curves(folders)
+
+# %% [markdown]
+# Dashed: training, with dropout and augmentation on; solid: validation.
+#
+# ## Fig. 1: how fast does it learn?
+#
+# The paper compares ReLU with tanh by the epochs until a training error of 25% (§3.1). The title
+# tells when each activation that was run got there. For the paper's comparison, run
+# `configs/cifar10.py:relu` and `configs/cifar10.py:tanh`.
+
+# %%
+draw_figure1(folders)
+
+# %% [markdown]
+# ## Fig. 4: what it says of pictures
+#
+# Eight validation pictures with their five most probable labels, by ten views (§6.1). The right
+# label is red.
+
+# %%
+draw_figure4(folders[:1])
+
+# %% [markdown]
+# To the left a validation picture, beside it the training pictures whose responses in layer 7 are
+# nearest to its own; the numbers are Euclidean distances (§6.1). Equal pixels are not what makes
+# them near: place, size and shade of the forms differ.
+
+# %%
+draw_neighbours(folders[:1])

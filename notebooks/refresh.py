@@ -1,0 +1,38 @@
+"""Runs notebooks from their .py files and writes the .ipynb beside them, figures included.
+
+python notebooks/refresh.py [NAME ...]
+
+Kept are figures and printed text. Progress bars, times of execution and whatever else belongs to
+the machine are not.
+"""
+
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent
+
+
+def refresh(script: Path) -> None:
+    """Executes `script` in its folder and writes its notebook."""
+    notebook = jupytext.read(script)
+    where = {"metadata": {"path": str(script.parent)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    kept = ("kernelspec", "language_info", "jupytext")
+    for key in set(notebook.metadata) - set(kept):
+        del notebook.metadata[key]
+    nbformat.write(notebook, script.with_suffix(".ipynb"))
+
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("0*.py"))
+    for name in names:
+        print(name, flush=True)
+        refresh(FOLDER / f"{name}.py")
