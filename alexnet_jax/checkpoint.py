@@ -1,19 +1,27 @@
 """Checkpoints: the state of a run on disk, by Orbax; the one module that knows it."""
 
+import errno
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import grain
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import say
 
 ERROR = "val/top1_error"  # by which the best checkpoint is chosen
+CHANGED = "its contents are not what was saved"
 
 
 class Restored(NamedTuple):
@@ -33,7 +41,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """Opens the folder, which the first save makes. Reading only changes nothing in it."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every stage of a save
+        # Orbax tells every stage of a save; what goes wrong it raises, too.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder, self._read_only = folder.absolute(), read_only
         policies = ocp.checkpoint_managers
         best = policies.BestN(
@@ -78,15 +87,21 @@ class Checkpoints:
           data: the iterator over training batches; its position is saved.
           meta: what else belongs to the run, as JSON.
           scores: 'val/top1_error' if it was measured at this step; else empty.
+
+        Raises:
+          UserError: this checkpoint, or the one before, cannot be written.
         """
+        sealed = {"meta": meta, "data": data.get_state(), "state": _fingerprints(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             data=grain.checkpoint.CheckpointSave(data),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(sealed | {"seal": _seal(sealed)}),
         )
-        if step in self.steps():
-            self._manager.delete(step)
-        self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
+        with self._writes():
+            self._check_space(state)
+            if step in self.steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
 
     def restore(
         self,
@@ -129,35 +144,72 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is complete."""
-        self._manager.wait_until_finished()
+        """Returns when the save under way, if any, is complete.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with self._writes():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for a save under way, and closes."""
-        self._manager.close()
+        """Waits for a save under way, and closes. Raises UserError as `wait` does."""
+        with self._writes():
+            self._manager.close()
+
+    def _check_space(self, state: Any) -> None:
+        """Raises OSError where the disk is too full: better than to notice it when half is written.
+
+        What is in the way of another process is not known here, so writing may still fail.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**20
+        if shutil.disk_usage(self.folder).free < needed:
+            raise OSError(
+                errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed / 1e6:,.0f} MB needed"
+            )
+
+    @contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Turns what Orbax raises when it cannot write into one line."""
+        try:
+            yield
+        except Exception as error:  # it raises whatever its file formats raise
+            raise UserError(
+                f"a checkpoint cannot be written in {self.folder}: {_reason(error)}; those before "
+                f"it are kept; mend this, and the same command goes on from the newest"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except UserError:
+            if kind is None:  # else that exception tells more
+                raise
 
     def _read(
         self, step: int, state: Any, data: Any, check: Callable[[dict[str, Any]], None]
     ) -> Restored | None:
         try:
-            meta = self._restore(step, meta=ocp.args.JsonRestore()).meta
-            check(meta)
+            sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
+            if sealed.pop("seal") != _seal(sealed):
+                raise ValueError(CHANGED)
+            check(sealed["meta"])
             placed = ocp.checkpoint_utils.construct_restore_args(state)
             items = {"state": ocp.args.PyTreeRestore(state, restore_args=placed)}
             if data is not None:
                 items["data"] = grain.checkpoint.CheckpointRestore(data)
-            return Restored(step, self._restore(step, **items).state, meta)
+            found = self._restore(step, **items).state
+            same = _fingerprints(found) == sealed["state"]
+            if not same or (data is not None and data.get_state() != sealed["data"]):
+                raise ValueError(CHANGED)
+            return Restored(step, found, sealed["meta"])
         except (UserError, MemoryError):
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
-            first = (str(error).strip() or repr(error)).splitlines()[0]
-            say(f"checkpoint {step} in {self.folder} is damaged: {first:.200}")
+            say(f"checkpoint {step} in {self.folder} is damaged: {_reason(error)}")
             return None
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -196,6 +248,43 @@ class Checkpoints:
                 aside = self.folder.with_name(f"damaged-{step}.{tried}")
             os.replace(self.folder / f"{step:08d}", aside)
             say(f"checkpoint {step} is put aside as {aside}")
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words for a failed write, if it was one; else the error's first line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
+@jax.jit
+def _sums(state: Any) -> list[jax.Array]:
+    """A number for each leaf that no change of a single element leaves as it is: uint32.
+
+    Its elements' bits are summed up modulo 2^32, each multiplied by an odd number of its own. Order
+    is of no matter to such a sum, so the devices over which a leaf is spread are not, either.
+    """
+
+    def sum_of(leaf: jax.Array) -> jax.Array:
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32).ravel()
+        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        return jnp.sum(bits * odd, dtype=jnp.uint32)
+
+    return [sum_of(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def _fingerprints(state: Any) -> list[int]:
+    """What tells whether a state is the one that was saved. Raw bytes on disk have no checksum."""
+    return [int(one) for one in jax.device_get(_sums(state))]
+
+
+def _seal(values: dict[str, Any]) -> str:
+    """A hash of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +25,59 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        # Here and not above: where PyTorch is installed it imports that, which takes a second.
-        from tensorboardX import SummaryWriter
+        # Here and not above: where PyTorch is installed tensorboardX imports it, which takes a
+        # second. Its SummaryWriter writes in a thread, where a full disk would go unnoticed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
         self.path = workdir / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        written = self.path.with_suffix(".tmp")
-        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(written, self.path)
-        self._file = self.path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        with self._writes():
+            written = self.path.with_suffix(".tmp")
+            written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(written, self.path)
+            self._file = self.path.open("ab", buffering=0)
+            self._events = EventsWriter(str(workdir / "events"))
+            # TensorBoard is to forget what an interrupted run wrote from this step on.
+            self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """One line, on disk when this returns. JSON has no infinity and no NaN: they are null."""
+        """One line, on disk when this returns. JSON has no infinity and no NaN: they are null.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "epoch": round(epoch, 6), **known}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        left = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with self._writes():
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+            for name, value in values.items():
+                self._add_event(step, summary={"value": [{"tag": name, "simple_value": value}]})
+            self._events.flush()
 
     def close(self) -> None:
         """Closes both files."""
         self._file.close()
-        self._events.close()
+        with suppress(OSError):  # what could not be written has been told
+            self._events.close()
+
+    def _add_event(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+
+    @contextmanager
+    def _writes(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}; mend this, and the same "
+                f"command goes on from the newest checkpoint"
+            ) from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

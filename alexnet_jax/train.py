@@ -240,7 +240,7 @@ class Run:
         if self.saved != self.step:
             self._save({})
         self.checkpoints.wait()
-        say(f"stopped after step {self.step}, which is saved in {self.folder / workdir.CHECKPOINTS}")
+        say(f"stopped after step {self.step}, which is saved in {self.folder}")
         self.stop.check()
 
 
