@@ -63,7 +63,13 @@ def prepare(
     settings = records.Settings(source, size, format, _fingerprint(opened))
     settings.begin(folder)
     tasks = [task for name in opened.splits for task in _tasks(opened, name)]
-    shards = _run(tasks, folder, settings, skip_bad, threads or cores())
+    try:
+        shards = _run(tasks, folder, settings, skip_bad, threads or cores())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror or error}; mend this, and the same "
+            f"command goes on where it was"
+        ) from error
     by_split = {
         name: [shard for task, shard in zip(tasks, shards, strict=True) if task.split == name]
         for name in opened.splits
@@ -80,9 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare_and_say(flags: dict[str, Any]) -> None:
-    out = flags["out"]
+    out, verify = flags["out"], flags.pop("verify")
     done = records.is_prepared(out)
     manifest = prepare(**flags)
+    if verify:
+        records.verify(out)
+        print(f"{out} holds what was prepared, to the last bit")
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
     print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} pictures")
     if "validation" not in manifest.splits:
@@ -104,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=256, help="side of the pictures, pixels; 256")
     add("--format", choices=get_args(records.Format), default="jpeg", help="of the records; jpeg")
     add("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    add("--verify", action="store_true", help="read all again, and compare with what was written")
     add("--threads", type=int, default=0, help="that share the work; 0: one for each core")
     return parser
 

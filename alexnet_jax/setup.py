@@ -101,10 +101,4 @@ def _split(records: Records, name: str, c: config.Config) -> Split:
     split, where = records.split(name), f"split {name!r} of the records in {c.data.records}"
     if len(split) == 0:
         raise UserError(f"{where} has no pictures")
-    outside = split.labels[(split.labels < 0) | (split.labels >= c.model.classes)]
-    if len(outside):
-        raise UserError(
-            f"{where} has {len(outside)} labels outside the network's "
-            f"{c.model.classes} classes, such as {outside[0]}; prepare it again"
-        )
     return split

@@ -17,7 +17,6 @@ import json
 import os
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.terminal import progress_bar
 
 Format = Literal["jpeg", "raw"]
 
@@ -118,8 +118,8 @@ class Split:
         info = manifest.splits[name]
         self.size = manifest.size
         self.labels: np.ndarray = _load(folder / info.labels.name)
-        if self.labels.shape != (info.count,):
-            raise _damaged(folder / info.labels.name, f"{self.labels.shape} labels")
+        if not _counts_are(self.labels, info):
+            raise _damaged(folder / info.labels.name, "the manifest counts other labels")
         self._paths = [folder / file.name for file in info.shards]
         self._firsts = np.cumsum([0, *(file.count for file in info.shards)])
         self._open = _open_jpeg if manifest.format == "jpeg" else _open_raw
@@ -163,6 +163,16 @@ class Split:
             opened = self._shards[shard] or self._open(self._paths[shard], self.size)
             self._shards[shard] = opened
             return opened
+
+
+def _counts_are(labels: np.ndarray, info: SplitInfo) -> bool:
+    """Whether there are as many labels of each class as there were when they were written."""
+    classes = len(info.label_counts)
+    if labels.shape != (info.count,) or labels.dtype != np.int32:
+        return False
+    if ((labels < 0) | (labels >= classes)).any():
+        return False
+    return tuple(np.bincount(labels, minlength=classes)) == info.label_counts
 
 
 _Pictures = Callable[[int], np.ndarray]  # from a place in a shard to uint8 [size, size, 3]
@@ -235,13 +245,59 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         raise _damaged(folder / STATISTICS, _first_line(error)) from error
 
 
-def _load(path: Path) -> Any:
-    """The array of a .npy file, or the arrays of a .npz file by name."""
+def verify(path: str | os.PathLike[str]) -> None:
+    """Reads all that `path` holds and compares it with the hash in the manifest.
+
+    Opening records does not: a picture of the raw format that has changed on disk is not noticed
+    in training.
+
+    Raises:
+      UserError: they are not what was prepared; or see `open_records`.
+    """
+    opened = open_records(path)
+    manifest, folder, digests = opened.manifest, Path(path), dict[str, list[str]]()
+    total = sum(len(info.shards) for info in manifest.splits.values())
+    with progress_bar(total, "verifying", "shards") as bar:
+        for name, info in manifest.splits.items():
+            digests[name] = []
+            for file in info.shards:
+                digests[name].append(_shard_digest(folder / file.name, file.count, manifest.format))
+                bar.update()
+    labels = {name: opened.split(name).labels for name in manifest.splits}
+    arrays = dataclasses.asdict(opened.statistics)
+    key = (manifest.size, manifest.format, manifest.classes)
+    if _content_hash(key, digests, labels, arrays) != manifest.hash:
+        raise UserError(f"{folder} is not what was prepared; delete it and prepare it again")
+
+
+def _shard_digest(path: Path, count: int, format: Format) -> str:  # noqa: A002
+    """SHA-256 of a shard's pictures, as `ShardWriter` made it."""
+    if format == "raw":
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, reader = hashlib.sha256(), ArrayRecordReader(str(path), "readahead_buffer_size:0")
     try:
-        arrays = np.load(path)
-        return dict(arrays) if isinstance(arrays, Mapping) else arrays
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        for place in range(count):
+            digest.update(reader.read([place])[0])
+    except (RuntimeError, ValueError, IndexError) as error:
         raise _damaged(path, _first_line(error)) from error
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> Any:
+    """The array of a .npy file, or the arrays of a .npz file by name.
+
+    What a damaged header says of an array's size is not believed: it could fill the memory.
+    """
+    try:
+        if path.suffix == ".npy":
+            return np.array(np.load(path, mmap_mode="r"))  # a file shorter than that is refused
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("a checksum is wrong")
+        return dict(np.load(path))
+    except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
+        raise _damaged(path, _first_line(error) or type(error).__name__) from error
 
 
 def _damaged(path: Path, what: str) -> UserError:
@@ -266,6 +322,8 @@ def _read_manifest(folder: Path) -> Manifest:
                 f"{path} is of layout {values['version']}, this program reads {VERSION}; "
                 f"delete {folder} and prepare it again"
             )
+        if values.pop("seal", None) not in (None, _seal(values)):  # older ones have none
+            raise ValueError("it has changed since it was written")
         splits = {name: _split_info(**split) for name, split in values.pop("splits").items()}
         for key in ("classes", "skipped"):
             values[key] = tuple(values[key])
@@ -275,6 +333,11 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}); "
             f"delete {folder} and prepare it again"
         ) from error
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    """A hash of a manifest's other values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _split_info(count: int, label_counts: list[int], labels: Any, shards: Any) -> SplitInfo:
@@ -504,9 +567,16 @@ def finish(
         splits=splits,
         skipped=tuple(problem for of in shards.values() for s in of for problem in s.skipped),
         statistics=_write_arrays(folder / STATISTICS, arrays),
-        hash=_content_hash(settings, classes, shards, arrays),
+        hash=_content_hash(
+            (settings.size, settings.format, classes),
+            {name: [shard.sha256 for shard in of] for name, of in shards.items()},
+            {name: np.concatenate([s.labels for s in of]) for name, of in shards.items()},
+            arrays,
+        ),
     )
-    _write(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1).encode())
+    values = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    sealed = values | {"seal": _seal(values)}
+    _write(folder / MANIFEST, json.dumps(sealed, indent=1).encode())
     for shard in (shard for of in shards.values() for shard in of):
         shard.part.unlink(missing_ok=True)
     (folder / BEGUN).unlink(missing_ok=True)
@@ -530,16 +600,16 @@ def _finish_split(
 
 
 def _content_hash(
-    settings: Settings,
-    classes: Sequence[str],
-    shards: Mapping[str, Sequence[Shard]],
+    key: tuple[int, Format, Sequence[str]],
+    digests: Mapping[str, Sequence[str]],
+    labels: Mapping[str, np.ndarray],
     statistics: Mapping[str, np.ndarray],
 ) -> str:
-    digest = hashlib.sha256(json.dumps([settings.size, settings.format, list(classes)]).encode())
-    for name, of in shards.items():
-        digest.update(json.dumps([name, [shard.sha256 for shard in of]]).encode())
-        for shard in of:
-            digest.update(shard.labels.tobytes())
+    """Of size, format and classes, of each split's shards and labels, and of the statistics."""
+    digest = hashlib.sha256(json.dumps([*key[:2], list(key[2])]).encode())
+    for name, shards in digests.items():
+        digest.update(json.dumps([name, list(shards)]).encode())
+        digest.update(labels[name].tobytes())
     for array in statistics.values():
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -195,3 +196,68 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="not empty and holds no records"):
         records.Settings("generated", 64, "raw", "abc").begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def flip(path, rng) -> None:
+    """One bit, anywhere in a file."""
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "statistics.npz", "train-labels.npy"])
+def test_a_flipped_bit_is_noticed_or_changes_nothing(raw_records, tmp_path, name):
+    there = tmp_path / "records"
+    shutil.copytree(raw_records.path, there)
+    whole, rng, refused = (there / name).read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        flip(there / name, rng)
+        try:
+            opened = records.open_records(there)
+            assert opened.manifest == raw_records.manifest
+            labels = opened.split("train").labels
+            np.testing.assert_array_equal(labels, raw_records.split("train").labels)
+            for ours, theirs in zip(
+                dataclasses.astuple(opened.statistics),
+                dataclasses.astuple(raw_records.statistics),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(ours, theirs)
+        except UserError as error:
+            refused += 1
+            assert name in str(error) or "is missing" in str(error)  # noqa: PT017
+        (there / name).write_bytes(whole)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("kind", ["raw_records", "jpeg_records"])
+def test_verify_finds_a_flipped_bit_in_any_file(kind, request, tmp_path):
+    original, rng = request.getfixturevalue(kind), random.Random(0)
+    there = tmp_path / "records"
+    shutil.copytree(original.path, there)
+    records.verify(there)
+    for path in sorted(there.glob("*-0*")):
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[len(data) // 2] ^= 1 << rng.randrange(8)  # the middle is part of a picture
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"is not what was prepared|is damaged"):
+            records.verify(there)
+        path.write_bytes(whole)
+    records.verify(there)
+
+
+def test_verify_finds_labels_that_have_changed_places(raw_records, tmp_path):
+    """They leave the counts as they were."""
+    there = tmp_path / "records"
+    shutil.copytree(raw_records.path, there)
+    labels = np.load(there / "train-labels.npy")
+    other = int(np.flatnonzero(labels != labels[0])[0])
+    labels[[0, other]] = labels[[other, 0]]
+    np.save(there / "train-labels.npy", labels)
+    records.open_records(there).split("train")
+    with pytest.raises(UserError, match="is not what was prepared"):
+        records.verify(there)
