@@ -345,9 +345,10 @@ def _chosen(kind: Any, values: Mapping[str, Any], at: str) -> Any:
     if not isinstance(kind, types.UnionType):
         return kind
     choices = {typing.get_type_hints(k)["kind"].__args__[0]: k for k in kind.__args__}
-    if values.get("kind") not in choices:
+    found = [choice for name, choice in choices.items() if name == values.get("kind")]
+    if not found:
         raise UserError(f"{at}.kind={values.get('kind')!r}; choose one of {', '.join(choices)}")
-    return choices[values["kind"]]
+    return found[0]
 
 
 def _field(spec: dataclasses.Field[Any], kind: Any, value: Any, at: str) -> Any:
@@ -378,6 +379,8 @@ def _value(kind: Any, value: Any, at: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{at}={value!r} must be a section with one number for each name")
         return {str(key): _value(arguments[1], one, f"{at}.{key}") for key, one in value.items()}
+    if type(value) is int and not -(2**31) <= value < 2**31:
+        raise UserError(f"{at} must be between -2^31 and 2^31")
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

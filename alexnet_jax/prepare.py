@@ -240,14 +240,8 @@ def _write_shard(
         for index in task.range:
             if progress.stop.is_set():
                 raise CancelledError
-            picture, label = task.pictures.read(index)
-            if not 0 <= label < task.classes:
-                raise UserError(
-                    f"{task.pictures.name(index)} has label {label}; "
-                    f"the {task.classes} classes are 0 to {task.classes - 1}"
-                )
             try:
-                whole = pictures.decode(picture) if isinstance(picture, bytes) else picture
+                whole, label = _read(task, index)
             except ValueError as error:
                 problem = f"{task.pictures.name(index)}: {error}"
                 if not skip_bad:
@@ -260,6 +254,22 @@ def _write_shard(
         writer.abandon()
         raise
     return writer.close()
+
+
+def _read(task: _Task, index: int) -> tuple[Any, int]:
+    """A picture, uint8 [height, width, 3], and its label.
+
+    Raises:
+      ValueError: it cannot be decoded.
+      UserError: its label is none of the classes.
+    """
+    picture, label = task.pictures.read(index)
+    if not 0 <= label < task.classes:
+        raise UserError(
+            f"{task.pictures.name(index)} has label {label}; "
+            f"the {task.classes} classes are 0 to {task.classes - 1}"
+        )
+    return pictures.decode(picture) if isinstance(picture, bytes) else picture, label
 
 
 def _bad_picture(problem: str) -> UserError:

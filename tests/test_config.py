@@ -1,12 +1,15 @@
 """The schema refuses what does not fit, and the two recipes differ in what they should."""
 
+import copy
 import json
 
 import pytest
 
 from alexnet_jax import config
 from alexnet_jax.errors import UserError
+from alexnet_jax.train import fit
 from configs import alexnet, alexnet_2012, cifar10, tiny
+from tests.conftest import make_config
 
 
 @pytest.mark.parametrize("recipe", [alexnet, alexnet_2012, tiny])
@@ -93,3 +96,51 @@ def test_what_changes_no_result_may_differ_between_runs():
     assert config.differences(then, config.parse(values)) == []
     values["seed"] = 7
     assert config.differences(then, config.parse(values)) == ["seed"]
+
+
+# --- values of every kind for every key ---------------------------------------------------------
+
+ODD = [
+    *(-1, 0, 1, 2**63, -(2**63), 10**400, -0.5, 1e308, float("inf"), float("nan"), True, None),
+    *("", "x", "../../etc", "a\nb", b"x", [], [None], [0], ["conv1"], {}, {"conv1": "x"}, {1: 2}),
+    *({"kind": "plateau"}, object(), lambda: 0, {"epoch": 0}, [{"epoch": 0}], (1,) * 5),
+]
+
+
+def leaves(values, at=()):
+    """The keys of all values, sections included."""
+    for key, value in values.items():
+        yield (*at, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*at, key))
+
+
+@pytest.mark.parametrize("get", [alexnet.get_config, tiny.get_config, cifar10.get_config])
+def test_whatever_a_key_is_set_to_is_taken_or_refused_by_name(get):
+    whole = config.as_dict(config.parse(get()))
+    refused = 0
+    for path in leaves(whole):
+        for odd in ODD:
+            values = copy.deepcopy(whole)
+            section = values
+            for name in path[:-1]:
+                section = section[name]
+            section[path[-1]] = odd
+            try:
+                config.as_dict(config.parse(values))
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) or odd == "a\nb"  # noqa: PT017
+                # The key, or the section that it does not fit into.
+                assert path[-1] in str(error) or ".".join(path[:-1]) in str(error)  # noqa: PT017
+    assert refused > 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch", 0), ("optim.momentum", 2.0), ("model.kernels", (1,)), ("data.crop", 999)],
+)
+def test_a_refused_config_leaves_nothing_on_the_disk(tmp_path, key, value):
+    with pytest.raises(UserError):
+        fit(make_config(tmp_path / "records", **{key.replace(".", "__"): value}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -192,9 +192,7 @@ def test_labels_that_have_changed_are_refused(records, tmp_path):
     labels = np.load(copy / name)
     labels[3] = 10
     np.save(copy / name, labels)
-    with pytest.raises(
-        UserError, match=r"labels.npy is damaged \(the manifest counts other"
-    ):
+    with pytest.raises(UserError, match=r"labels.npy is damaged \(the manifest counts other"):
         fit(make_config(copy), tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 """Where pictures come from: folders, ILSVRC's tars, TFDS, CIFAR-10, or the program itself."""
 
+import errno
 import io
 import itertools
 import os
@@ -118,7 +119,14 @@ class Files:
         return str(self.root / self.paths[index])
 
     def read(self, index: int) -> Example:
-        return Example((self.root / self.paths[index]).read_bytes(), int(self.labels[index]))
+        """Raises ValueError where there is only a link that leads nowhere."""
+        try:
+            data = (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                raise ValueError("is a link that leads nowhere") from error
+            raise
+        return Example(data, int(self.labels[index]))
 
 
 def _folder(path: str) -> Source:
@@ -157,7 +165,7 @@ def _pictures(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in shown:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # a link that leads nowhere is none
             raise UserError(f"{entry.path} is a folder where a picture should be")
     return sorted(entry.name for entry in shown)
 
