@@ -64,7 +64,7 @@ def main() -> None:
         speed = statistics.median(one["time/images_per_s"] for one in told)
         print(
             f"{quarter + 1:7}  {statistics.median(memory):13.0f} {max(memory):12.0f}"
-            f"  {max(files):17}  {max(threads):14}  {speed:17.0f}"
+            f"  {max(files):17}  {max(threads):14}  {speed:8.0f}"
         )
 
 
