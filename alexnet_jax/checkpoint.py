@@ -194,6 +194,8 @@ class Checkpoints:
     ) -> Restored | None:
         try:
             sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
+            if "seal" not in sealed:
+                raise UserError(f"checkpoint {step} in {self.folder} is of another version")
             if sealed.pop("seal") != _seal(sealed):
                 raise ValueError(CHANGED)
             check(sealed["meta"])

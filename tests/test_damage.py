@@ -4,6 +4,8 @@ import contextlib
 import random
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from alexnet_jax.state import restore_state
 from alexnet_jax.train import fit
 from tests.conftest import make_config
 
+ROOT = Path(__file__).parents[1]
 SHORT = {"batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False, "log__every": 4}
 
 
@@ -147,3 +150,34 @@ def test_another_number_in_the_arrays_is_noticed(tmp_path, records):
     swapped = values.copy()
     swapped[0, 0], swapped[3, 4] = values[3, 4], values[0, 0]
     assert _fingerprints({"w": swapped}) != whole
+
+
+# --- other people's files -----------------------------------------------------------------------
+
+WATCHED = """
+import sys
+
+def watch(event, arguments):
+    if event == "pickle.find_class":
+        raise RuntimeError(f"a pickle asks for {arguments!r}")
+
+from pathlib import Path
+from alexnet_jax import trained
+sys.addaudithook(watch)
+net = trained.open_trained(Path(sys.argv[1]), devices=1)
+print("opened", net.step)
+"""
+
+
+@pytest.mark.slow
+def test_opening_a_checkpoint_and_records_runs_no_code_of_theirs(records, whole):
+    """Python tells of each class that a pickle asks for; nothing may ask for one."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(whole)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "opened 16" in done.stdout

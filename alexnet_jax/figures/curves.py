@@ -1,9 +1,11 @@
 """Training curves of one run or several."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_jax import workdir
 from alexnet_jax.errors import UserError
 from alexnet_jax.figures.sheet import new_figure
 from alexnet_jax.metrics import read_metrics
@@ -23,7 +25,10 @@ _PANELS = (
 
 
 def draw_curves(folders: Sequence[Path]) -> "Figure":
-    """Loss, error and rate of runs; training is dashed, validation drawn through."""
+    """Loss, error and rate of runs; training is dashed, validation drawn through.
+
+    A dotted line is the top-1 error that the authors' own log ends with, where the config has it.
+    """
     figure = new_figure(11, 3.4)
     for axes, (title, scale, names) in zip(figure.subplots(1, 3), _PANELS, strict=True):
         for number, folder in enumerate(folders):
@@ -40,5 +45,14 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
                     axes.plot(*zip(*known, strict=True), line, **style)
         axes.set(title=title, xlabel="epochs", yscale=scale)
         if title == "top-1 error":
+            for error in sorted({error for folder in folders for error in _logged(folder)}):
+                axes.axhline(error, color="0.5", linestyle=":", label=f"2012 log: {error:.3g}")
             axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _logged(folder: Path) -> list[float]:
+    """The first number of what the config says of the 2012 log: a top-1 error in percent."""
+    return [
+        float(n) / 100 for n in re.findall(r"^[\d.]+", workdir.read_config(folder).experiment.log)
+    ]
