@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 from alexnet_jax.errors import UserError
 
+ADDED = {"deterministic": False}
+"""Keys that workdirs of older versions lack, and the values that they ran with."""
+
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 """The paper's five, and the sixth of the network that it trained on more pictures (§6.1)."""
 
@@ -261,6 +264,7 @@ class Config:
     seed: int = number(0, 2**31)
     devices: int = number(1, changeable=True)  # with two towers: 1 or an even number
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
+    deterministic: bool = changeable()  # on GPUs: equal bits in every run, for some of the speed
     batch: int = number(1)  # pictures in a step, over all devices
     init_from: str  # a workdir whose newest weights to begin with, but for the last layer; "": none
     epochs: int = number(1, changeable=True)  # at most

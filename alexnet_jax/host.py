@@ -10,12 +10,18 @@ from pathlib import Path
 import jax
 
 
-def set_up(devices: int) -> None:
+def set_up(devices: int, *, deterministic: bool = False) -> None:
     """For a command that computes on `devices` devices; call it before JAX has done anything.
 
     A CPU counts as as many devices as are asked for; other platforms take no notice. Programs that
     have been compiled once are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache``.
+
+    With `deterministic`, XLA uses no GPU operation whose result depends on the order in which
+    threads come to their end. CPUs have none.
     """
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # It would say at every start that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     jax.config.update("jax_num_cpu_devices", devices)

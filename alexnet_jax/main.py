@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     c = command.given_config()
     if _MODE.value != "describe" and _WORKDIR.value is None:
         raise UserError("--workdir is missing: give a folder for the run, as --workdir=runs/tiny")
-    host.set_up(c.devices)
+    host.set_up(c.devices, deterministic=c.deterministic)
     _describe(c)
     folder = Path(_WORKDIR.value or ".")
     if _MODE.value == "train":

@@ -231,7 +231,7 @@ def main(arguments: Sequence[str]) -> None:
         export_weights(folder, file, given.layout, trained.parse_step(given.step))
     else:
         c = command.given_config()
-        host.set_up(c.devices)
+        host.set_up(c.devices, deterministic=c.deterministic)
         import_weights(c, folder, file, given.layout)
 
 

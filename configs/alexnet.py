@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.devices = 2  # one tower on each
     config.dtype = "float32"
+    config.deterministic = False
     config.batch = 128
     config.init_from = ""
     config.epochs = 90

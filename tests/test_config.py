@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from alexnet_jax import config
+from alexnet_jax import config, workdir
 from alexnet_jax.errors import UserError
 from alexnet_jax.train import fit
 from configs import alexnet, alexnet_2012, cifar10, tiny
@@ -134,6 +134,16 @@ def test_whatever_a_key_is_set_to_is_taken_or_refused_by_name(get):
                 # The key, or the section that it does not fit into.
                 assert path[-1] in str(error) or ".".join(path[:-1]) in str(error)  # noqa: PT017
     assert refused > 1000
+
+
+def test_a_workdir_from_before_a_key_was_added_goes_on(tmp_path):
+    c = make_config("records")
+    workdir.claim(tmp_path, c)
+    written = json.loads((tmp_path / workdir.CONFIG).read_text())
+    del written["deterministic"]
+    (tmp_path / workdir.CONFIG).write_text(json.dumps(written))
+    assert workdir.read_config(tmp_path) == c
+    workdir.check(tmp_path, c)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a command sets up in its process."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -26,3 +27,32 @@ def test_freed_memory_is_used_again_without_the_kernels_help():
         int(subprocess.check_output([sys.executable, "-c", FAULTS, how])) for how in ("not", "keep")
     ]
     assert faults[1] < 10 <= faults[0]
+
+
+SET_UP = """
+import os, sys
+from alexnet_jax import host
+host.set_up(2, deterministic=sys.argv[1] == "True")
+import jax
+assert jax.device_count() == 2
+print(os.environ.get("XLA_FLAGS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "after"),
+    [
+        ("False", "--xla_cpu_enable_fast_math=false", "--xla_cpu_enable_fast_math=false"),
+        ("True", None, "--xla_gpu_deterministic_ops=true"),
+        (
+            "True",
+            "--xla_cpu_enable_fast_math=false",
+            "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true",
+        ),
+    ],
+)
+def test_deterministic_adds_xlas_flag_to_the_users_own(asked, before, after):
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment |= {"XLA_FLAGS": before} if before else {}
+    said = subprocess.check_output([sys.executable, "-c", SET_UP, asked], env=environment)
+    assert said.decode().strip() == after
