@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from alexnet_jax.errors import UserError
 
-ADDED = {"deterministic": False}
+ADDED: dict[str, object] = {"deterministic": False}
 """Keys that workdirs of older versions lack, and the values that they ran with."""
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
