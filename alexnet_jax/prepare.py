@@ -20,7 +20,7 @@ import cv2
 from tqdm import tqdm
 
 from alexnet_jax import command
-from alexnet_jax.data import cores, pictures, records, sources
+from alexnet_jax.data import cores, layout, pictures, records, shards, sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.terminal import progress_bar
 
@@ -30,10 +30,10 @@ def prepare(
     out: str | os.PathLike[str],
     *,
     size: int = 256,
-    format: records.Format = "jpeg",  # noqa: A002
+    format: layout.Format = "jpeg",  # noqa: A002
     skip_bad: bool = False,
     threads: int = 0,
-) -> records.Manifest:
+) -> layout.Manifest:
     """Writes the records of `source` to the folder `out`, or goes on writing them.
 
     The result depends on the source, size and format alone: not on threads or interruptions.
@@ -60,22 +60,22 @@ def prepare(
         return _already_done(folder, source, size, format)
     opened = sources.open_source(source, size)
     _refuse_empty(source, {name: len(split) for name, split in opened.splits.items()})
-    settings = records.Settings(source, size, format, _fingerprint(opened))
+    settings = layout.Settings(source, size, format, _fingerprint(opened))
     settings.begin(folder)
     tasks = [task for name in opened.splits for task in _tasks(opened, name)]
     try:
-        shards = _run(tasks, folder, settings, skip_bad, threads or cores())
+        made = _run(tasks, folder, settings, skip_bad, threads or cores())
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: {error.strerror or error}; mend this, and the same "
             f"command goes on where it was"
         ) from error
     by_split = {
-        name: [shard for task, shard in zip(tasks, shards, strict=True) if task.split == name]
+        name: [shard for task, shard in zip(tasks, made, strict=True) if task.split == name]
         for name in opened.splits
     }
     _refuse_empty(source, {n: sum(s.file.count for s in of) for n, of in by_split.items()})
-    return records.finish(folder, settings, opened.classes, by_split)
+    return shards.finish(folder, settings, opened.classes, by_split)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,7 +101,7 @@ def _prepare_and_say(flags: dict[str, Any]) -> None:
             f"name another by --config.data.validation"
         )
     if manifest.skipped:
-        where = Path(out, records.MANIFEST)
+        where = Path(out, layout.MANIFEST)
         print(f"Left out, as they cannot be decoded: {len(manifest.skipped)}, listed in {where}")
 
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--source", required=True, help=f"where the pictures are: {sources.KINDS}")
     add("--out", required=True, help="the folder to write; nothing is written elsewhere")
     add("--size", type=int, default=256, help="side of the pictures, pixels; 256")
-    add("--format", choices=get_args(records.Format), default="jpeg", help="of the records; jpeg")
+    add("--format", choices=get_args(layout.Format), default="jpeg", help="of the records; jpeg")
     add("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     add("--verify", action="store_true", help="read all again, and compare with what was written")
     add("--threads", type=int, default=0, help="that share the work; 0: one for each core")
@@ -122,8 +122,8 @@ def _already_done(
     folder: Path,
     source: str,
     size: int,
-    format: records.Format,  # noqa: A002
-) -> records.Manifest:
+    format: layout.Format,  # noqa: A002
+) -> layout.Manifest:
     """The manifest, if it is of the same preparation."""
     manifest = records.open_records(folder).manifest
     wanted = {"source": source, "size": size, "format": format}
@@ -189,14 +189,14 @@ class _Progress:
 
 
 def _run(
-    tasks: Sequence[_Task], folder: Path, settings: records.Settings, skip_bad: bool, threads: int
-) -> list[records.Shard]:
+    tasks: Sequence[_Task], folder: Path, settings: layout.Settings, skip_bad: bool, threads: int
+) -> list[shards.Shard]:
     """Writes the shards that are not there yet; returns all, in order."""
-    shards = [records.finished_shard(folder, settings, task.split, task.number) for task in tasks]
-    for shard in shards:
+    made = [shards.finished_shard(folder, settings, task.split, task.number) for task in tasks]
+    for shard in made:
         if shard is not None and shard.skipped and not skip_bad:
             raise _bad_picture(shard.skipped[0])
-    there = sum(len(t.range) for t, shard in zip(tasks, shards, strict=True) if shard is not None)
+    there = sum(len(t.range) for t, shard in zip(tasks, made, strict=True) if shard is not None)
     total = sum(len(task.range) for task in tasks)
     cv2.setNumThreads(1)  # its own would compete with ours
     with (
@@ -207,7 +207,7 @@ def _run(
         missing = {
             number: pool.submit(_write_shard, task, folder, settings, skip_bad, progress)
             for number, task in enumerate(tasks)
-            if shards[number] is None
+            if made[number] is None
         }
         try:
             done, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
@@ -218,24 +218,24 @@ def _run(
             pool.shutdown(cancel_futures=True)
             raise
         for number, future in missing.items():
-            shards[number] = future.result()
-    return [shard for shard in shards if shard is not None]
+            made[number] = future.result()
+    return [shard for shard in made if shard is not None]
 
 
 def _write_shard(
     task: _Task,
     folder: Path,
-    settings: records.Settings,
+    settings: layout.Settings,
     skip_bad: bool,
     progress: _Progress,
-) -> records.Shard:
+) -> shards.Shard:
     """Writes one shard.
 
     Raises:
       UserError: a picture cannot be decoded, or has a label outside the classes.
       CancelledError: `progress` says to stop.
     """
-    writer = records.ShardWriter(folder, settings, task.split, task.number)
+    writer = shards.ShardWriter(folder, settings, task.split, task.number)
     try:
         for index in task.range:
             if progress.stop.is_set():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.config import Data, Lighting
-from alexnet_jax.data.records import Statistics
+from alexnet_jax.data.layout import Statistics
 
 VIEWS = 10  # of a test picture: four corners and the centre, then their mirror images
 CENTRE = 4  # the view that alone is used for one-view error rates

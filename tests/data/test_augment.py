@@ -9,8 +9,8 @@ import pytest
 
 from alexnet_jax.config import Lighting
 from alexnet_jax.data import augment
+from alexnet_jax.data.layout import Statistics
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.data.records import Statistics
 
 SIZE, CROP = 24, 16
 

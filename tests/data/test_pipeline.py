@@ -7,7 +7,7 @@ import grain
 import numpy as np
 import pytest
 
-from alexnet_jax.data import records
+from alexnet_jax.data import layout, records, shards
 from alexnet_jax.data.pipeline import StepIterator, eval_batches, eval_steps, train_batches
 from alexnet_jax.errors import UserError
 
@@ -43,11 +43,11 @@ def test_shapes_and_types(raw_records, make_data):
 
 def tagged(tmp_path, count: int) -> records.Split:
     """Pictures whose every pixel is the picture's own number (below 65,536)."""
-    settings = records.Settings("tags", 4, "raw", "")
-    writer = records.ShardWriter(tmp_path, settings, "train", 0)
+    settings = layout.Settings("tags", 4, "raw", "")
+    writer = shards.ShardWriter(tmp_path, settings, "train", 0)
     for number in range(count):
         writer.add(np.full((4, 4, 3), (number // 256, number % 256, 0), np.uint8), number % 2)
-    records.finish(tmp_path, settings, ("a", "b"), {"train": [writer.close()]})
+    shards.finish(tmp_path, settings, ("a", "b"), {"train": [writer.close()]})
     return records.open_records(tmp_path).split("train")
 
 

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 
 from alexnet_jax import prepare as prepare_module
-from alexnet_jax.data import records, sources
+from alexnet_jax.data import records, shards, sources
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import main, prepare
 
@@ -133,7 +133,7 @@ def test_a_killed_command_goes_on(tmp_path, kind):
 
 def test_a_shard_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
     prepare("generated:300", tmp_path / "whole", size=20, format="raw")
-    monkeypatch.setattr(records, "finish", lambda *_: pytest.fail("stop"))
+    monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         prepare("generated:300", tmp_path / "out", size=20, format="raw")
     monkeypatch.undo()
@@ -212,7 +212,7 @@ def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch
     """Going on without --skip-bad after a stop with it: as strict as from the beginning."""
     root = picture_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
-    monkeypatch.setattr(records, "finish", lambda *_: pytest.fail("stop"))
+    monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         prepare(f"folder:{root}", tmp_path / "out", size=16, skip_bad=True)
     with pytest.raises(UserError, match=r"1.png: cannot be decoded; .*--skip-bad"):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from alexnet_jax.data import generated, records
+from alexnet_jax.data import generated, layout, records, shards
 from alexnet_jax.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_statistics_of_a_single_colour_are_exact():
     """n products - (sum)^2 cancels wholly; rounding would leave a spread or a negative one."""
     pixels = np.full((3, 3, 3), 251 * 10**7, np.int64)
     products = np.full((3, 3), 251 * 251 * 9 * 10**7, np.int64)
-    statistics = records.Sums(10**7, pixels, products).statistics()
+    statistics = shards.Sums(10**7, pixels, products).statistics()
     np.testing.assert_array_equal(statistics.eigenvalues, 0)
     np.testing.assert_array_equal(statistics.mean, 251)
 
@@ -110,7 +110,7 @@ def test_no_folder_or_no_records(tmp_path):
 
 
 def test_half_prepared(tmp_path):
-    records.Settings("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
+    layout.Settings("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
     assert not records.is_prepared(tmp_path / "half")
     command = rf"--source=folder:there --out={tmp_path}/half --size=64 --format=raw"
     with pytest.raises(UserError, match="only half prepared; to go on: .*" + command):
@@ -132,15 +132,15 @@ def test_truncated_or_missing_file(raw_records, tmp_path, name):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 1, "x": 2}'])
 def test_unreadable_manifest(raw_records, tmp_path, text):
     path = copy(raw_records, tmp_path)
-    (path / records.MANIFEST).write_text(text)
+    (path / layout.MANIFEST).write_text(text)
     with pytest.raises(UserError, match=r"manifest.json cannot be read .*prepare it again"):
         records.open_records(path)
 
 
 def test_manifest_of_another_layout(raw_records, tmp_path):
     path = copy(raw_records, tmp_path)
-    values = json.loads((path / records.MANIFEST).read_text())
-    (path / records.MANIFEST).write_text(json.dumps(values | {"version": 2}))
+    values = json.loads((path / layout.MANIFEST).read_text())
+    (path / layout.MANIFEST).write_text(json.dumps(values | {"version": 2}))
     with pytest.raises(UserError, match="is of layout 2, this program reads 1"):
         records.open_records(path)
 
@@ -166,20 +166,20 @@ def test_damaged_record_is_named(jpeg_records, tmp_path):
 
 def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
     """Every shard's pictures and labels take part in the identity of a preparation."""
-    settings = records.Settings("any", 2, "raw", "")
+    settings = layout.Settings("any", 2, "raw", "")
 
     def content(pixel: int, label: int) -> str:
         folder = tmp_path / f"{pixel}-{label}"
         folder.mkdir()
-        writer = records.ShardWriter(folder, settings, "train", 0)
+        writer = shards.ShardWriter(folder, settings, "train", 0)
         writer.add(np.full((2, 2, 3), pixel, np.uint8), label)
-        return records.finish(folder, settings, ("a", "b"), {"train": [writer.close()]}).hash
+        return shards.finish(folder, settings, ("a", "b"), {"train": [writer.close()]}).hash
 
     assert len({content(1, 0), content(2, 0), content(1, 1)}) == 3
 
 
 def test_begun_with_other_settings(tmp_path):
-    settings = records.Settings("generated", 64, "raw", "abc")
+    settings = layout.Settings("generated", 64, "raw", "abc")
     settings.begin(tmp_path / "out")
     settings.begin(tmp_path / "out")
     for change, message in (
@@ -194,7 +194,7 @@ def test_begun_with_other_settings(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no records"):
-        records.Settings("generated", 64, "raw", "abc").begin(tmp_path)
+        layout.Settings("generated", 64, "raw", "abc").begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
