@@ -1,7 +1,6 @@
 """Checkpoints: the state of a run on disk, by Orbax; the one module that knows it."""
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -14,10 +13,10 @@ from typing import Any, NamedTuple, Self
 
 import grain
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.seal import fingerprints, seal
 from alexnet_jax.terminal import say
 
 ERROR = "val/top1_error"  # by which the best checkpoint is chosen
@@ -91,11 +90,11 @@ class Checkpoints:
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
         """
-        sealed = {"meta": meta, "data": data.get_state(), "state": _fingerprints(state)}
+        sealed = {"meta": meta, "data": data.get_state(), "state": fingerprints(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             data=grain.checkpoint.CheckpointSave(data),
-            meta=ocp.args.JsonSave(sealed | {"seal": _seal(sealed)}),
+            meta=ocp.args.JsonSave(sealed | {"seal": seal(sealed)}),
         )
         with self._writes():
             self._check_space(state)
@@ -196,7 +195,7 @@ class Checkpoints:
             sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
             if "seal" not in sealed:
                 raise UserError(f"checkpoint {step} in {self.folder} is of another version")
-            if sealed.pop("seal") != _seal(sealed):
+            if sealed.pop("seal") != seal(sealed):
                 raise ValueError(CHANGED)
             check(sealed["meta"])
             placed = ocp.checkpoint_utils.construct_restore_args(state)
@@ -204,7 +203,7 @@ class Checkpoints:
             if data is not None:
                 items["data"] = grain.checkpoint.CheckpointRestore(data)
             found = self._restore(step, **items).state
-            same = _fingerprints(found) == sealed["state"]
+            same = fingerprints(found) == sealed["state"]
             if not same or (data is not None and data.get_state() != sealed["data"]):
                 raise ValueError(CHANGED)
             return Restored(step, found, sealed["meta"])
@@ -260,33 +259,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
-
-
-@jax.jit
-def _sums(state: Any) -> list[jax.Array]:
-    """A number for each leaf that no change of a single element leaves as it is: uint32.
-
-    Its elements' bits are summed up modulo 2^32, each multiplied by an odd number of its own. Order
-    is of no matter to such a sum, so the devices over which a leaf is spread are not, either.
-    """
-
-    def sum_of(leaf: jax.Array) -> jax.Array:
-        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32).ravel()
-        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
-        return jnp.sum(bits * odd, dtype=jnp.uint32)
-
-    return [sum_of(leaf) for leaf in jax.tree.leaves(state)]
-
-
-def _fingerprints(state: Any) -> list[int]:
-    """What tells whether a state is the one that was saved. Raw bytes on disk have no checksum."""
-    return [int(one) for one in jax.device_get(_sums(state))]
-
-
-def _seal(values: dict[str, Any]) -> str:
-    """A hash of JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

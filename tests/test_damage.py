@@ -15,6 +15,7 @@ from alexnet_jax import workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import MetricsLog, read_metrics
+from alexnet_jax.seal import fingerprints
 from alexnet_jax.setup import make_setup
 from alexnet_jax.state import restore_state
 from alexnet_jax.train import fit
@@ -135,21 +136,19 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_never_taken_for_good(
 
 def test_another_number_in_the_arrays_is_noticed(tmp_path, records):
     """Whose file has no checksum: every element, and on however many devices they lie."""
-    from alexnet_jax.checkpoint import _fingerprints
-
     rng = np.random.default_rng(0)
     values = rng.normal(size=(6, 8)).astype(np.float32)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
-    whole = _fingerprints({"w": values})
-    assert whole == _fingerprints({"w": jax.device_put(values, split)})
+    whole = fingerprints({"w": values})
+    assert whole == fingerprints({"w": jax.device_put(values, split)})
     for place in np.ndindex(values.shape):
         changed = values.copy()
         changed.view(np.uint32)[place] ^= np.uint32(1 << rng.integers(32))
-        assert _fingerprints({"w": changed}) != whole
+        assert fingerprints({"w": changed}) != whole
     swapped = values.copy()
     swapped[0, 0], swapped[3, 4] = values[3, 4], values[0, 0]
-    assert _fingerprints({"w": swapped}) != whole
+    assert fingerprints({"w": swapped}) != whole
 
 
 # --- other people's files -----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, Self
 import numpy as np
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.seal import seal
 
 Format = Literal["jpeg", "raw"]
 
@@ -167,11 +168,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _split_info(count: int, label_counts: list[int], labels: Any, shards: Any) -> SplitInfo:
     return SplitInfo(count, tuple(label_counts), File(**labels), tuple(File(**f) for f in shards))
-
-
-def seal(values: Mapping[str, Any]) -> str:
-    """A hash of a manifest's other values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def files(manifest: Manifest) -> list[File]:

@@ -26,11 +26,11 @@ from alexnet_jax.data.layout import (
     Statistics,
     content_hash,
     load_arrays,
-    seal,
     write,
     write_arrays,
 )
 from alexnet_jax.errors import UserError
+from alexnet_jax.seal import seal
 
 
 @dataclass(frozen=True)
