@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 import pytest
 
+from alexnet_jax.report import planned_in
 from tests.data.conftest import tar_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(file.read_text() for file in (ROOT / "docs").glob("*.md"))
 LINE = re.compile(r"^ *(?:python3 -m venv .*&& .venv/bin/)?(python -m [\w.]+.*)$", re.MULTILINE)
 COMMANDS = [one for one in LINE.findall(README) if not one.endswith("-m pytest")]
 
@@ -102,9 +104,10 @@ def test_what_is_made_smaller_stands_in_readme():
     assert len(COMMANDS) >= 13
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"configs/\w+\.py", README))))
-def test_every_config_in_readme_is_there(name):
-    assert (ROOT / name).exists()
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"configs/\w+\.py(?::\w+)?", DOCS))))
+def test_every_config_in_readme_and_docs_can_be_loaded(name):
+    if not name.endswith(":NAME"):
+        assert planned_in(str(ROOT / name))
 
 
 def test_every_document_that_readme_links_is_there():
