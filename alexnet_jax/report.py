@@ -60,7 +60,14 @@ class Run:
         """Equal for runs that differ in their seed alone."""
         c = self.config
         values = config.decisive(config.as_dict(c)) | {"seed": None}
-        return json.dumps([c.experiment.name, self.records, values], sort_keys=True)
+        length = [c.epochs, c.steps, self.finished]  # may change while a run goes on; decisive here
+        return json.dumps([c.experiment.name, self.records, length, values], sort_keys=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained for as long as its config says, or its policy ended it."""
+        c = self.config
+        return self.epochs >= c.epochs or self.steps == c.steps or self.ten_views is not None
 
 
 def read_run(folder: Path) -> Run:
@@ -171,8 +178,7 @@ def _spread(values: list[float]) -> str:
 
 def _trained(run: Run) -> str:
     c = run.config
-    whole = run.epochs >= c.epochs or run.steps == c.steps or run.ten_views is not None
-    of = "" if whole else f" of {c.epochs}, unfinished"
+    of = "" if run.finished else f" of {c.epochs}, unfinished"
     return f"{run.epochs:.3g} epochs{of} ({run.steps} steps of {c.batch})"
 
 

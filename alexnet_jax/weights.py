@@ -13,7 +13,7 @@ not; torchvision's AlexNet is another network, without towers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -186,14 +186,16 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
     params = from_layout(_read(file), setup.network, layout)
-    workdir.claim(folder, c)
     state = init_state(setup)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
     meta = {"records": setup.records.manifest.hash, "policy": make_policy(c.policy).state()}
     rows = local_rows(setup.network.mesh, c.batch)
     batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
-    with closing(batches), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+    with ExitStack() as stack:
+        stack.enter_context(workdir.hold(folder, c))
+        stack.enter_context(closing(batches))
+        checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
         checkpoints.save(0, state, batches, meta, {})
     print(f"{file} is checkpoint 0 of {folder}")
 

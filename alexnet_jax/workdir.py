@@ -45,8 +45,6 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
     Raises:
       UserError: another process holds it; or see `claim`.
     """
-    if (workdir / CONFIG).exists():
-        check(workdir, c)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK).open("a+")

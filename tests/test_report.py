@@ -44,6 +44,15 @@ def test_seeds_share_a_row_with_mean_and_standard_deviation(tmp_path):
     assert row["on"] == "2 CPU devices, 4 cores of Z80"
 
 
+def test_runs_of_another_length_or_unfinished_ones_do_not_enter_a_mean(tmp_path):
+    runs = [
+        finished(tmp_path / "0", 0.4),
+        finished(tmp_path / "1", 0.5, seed=1, epochs=5),
+        finished(tmp_path / "2", 0.6, seed=2, epoch=2),
+    ]
+    assert [row["seeds"] for row in rows(report(runs))] == ["0", "1", "2"]
+
+
 def test_the_difference_is_to_the_runs_on_the_same_records_that_are_named(tmp_path):
     runs = [
         finished(tmp_path / "a", 0.45),
