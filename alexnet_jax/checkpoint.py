@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
+from alexnet_jax import processes
 from alexnet_jax.errors import UserError
 from alexnet_jax.seal import fingerprints, seal
 from alexnet_jax.terminal import say
@@ -36,6 +36,8 @@ class Checkpoints:
 
     An interrupted save leaves nothing that counts as a checkpoint. When one that was damaged on
     disk gives way to the one before, it is put aside as ``damaged-STEP``.
+
+    Several processes must call everything here alike; the folder is one that they share.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -56,14 +58,12 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self._put_aside(self._with_bad_scores())  # Orbax would not open the folder
-        # Compression saves 8% of the bytes for several times the work (docs/performance.md).
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "data": grain.checkpoint.CheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        # Orbax would not open the folder.
+        self._put_aside(processes.of_first(self._with_bad_scores))
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=_handlers()
+        )
+        self._reader = _reader(self.folder)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, rising."""
@@ -83,7 +83,8 @@ class Checkpoints:
         Args:
           step: training steps done.
           state: a tree of arrays.
-          data: the iterator over training batches; its position is saved.
+          data: the iterator over training batches; its position is saved. It is the same in all
+            processes, and so fits another number of them.
           meta: what else belongs to the run, as JSON.
           scores: 'val/top1_error' if it was measured at this step; else empty.
 
@@ -93,7 +94,6 @@ class Checkpoints:
         sealed = {"meta": meta, "data": data.get_state(), "state": fingerprints(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            data=grain.checkpoint.CheckpointSave(data),
             meta=ocp.args.JsonSave(sealed | {"seal": seal(sealed)}),
         )
         with self._writes():
@@ -132,6 +132,7 @@ class Checkpoints:
                 if damaged and not self._read_only:
                     self._put_aside(damaged)
                     self._manager.reload()
+                    self._reader.reload()
                 return restored
             damaged.append(candidate)
         if damaged:
@@ -153,6 +154,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a save under way, and closes. Raises UserError as `wait` does."""
+        self._reader.close()
         with self._writes():
             self._manager.close()
 
@@ -191,30 +193,40 @@ class Checkpoints:
     def _read(
         self, step: int, state: Any, data: Any, check: Callable[[dict[str, Any]], None]
     ) -> Restored | None:
+        """The checkpoint of `step`; None, in all processes, if any has found it damaged."""
+        problem, values, found = "", dict[str, Any](), None
         try:
-            sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
-            if "seal" not in sealed:
-                raise UserError(f"checkpoint {step} in {self.folder} is of another version")
-            if sealed.pop("seal") != seal(sealed):
-                raise ValueError(CHANGED)
-            check(sealed["meta"])
-            placed = ocp.checkpoint_utils.construct_restore_args(state)
-            items = {"state": ocp.args.PyTreeRestore(state, restore_args=placed)}
-            if data is not None:
-                items["data"] = grain.checkpoint.CheckpointRestore(data)
-            found = self._restore(step, **items).state
-            same = fingerprints(found) == sealed["state"]
-            if not same or (data is not None and data.get_state() != sealed["data"]):
-                raise ValueError(CHANGED)
-            return Restored(step, found, sealed["meta"])
+            values, found = self._read_here(step, state, check)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
-            say(f"checkpoint {step} in {self.folder} is damaged: {_reason(error)}")
+            problem = _reason(error)
+        problems = [one for one in processes.exchange(problem) if one]
+        if not problems and fingerprints(found) != values["state"]:
+            problems = [CHANGED]
+        if problems:
+            say(f"checkpoint {step} in {self.folder} is damaged: {problems[0]}")
             return None
+        if data is not None:
+            data.set_state(values["data"])
+        return Restored(step, found, values["meta"])
+
+    def _read_here(
+        self, step: int, state: Any, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[dict[str, Any], Any]:
+        """What was sealed, and the arrays or this process' parts of them."""
+        sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
+        if "seal" not in sealed:
+            raise UserError(f"checkpoint {step} in {self.folder} is of another version")
+        if sealed.pop("seal") != seal(sealed):
+            raise ValueError(CHANGED)
+        check(sealed["meta"])
+        placed = ocp.checkpoint_utils.construct_restore_args(state)
+        arrays = ocp.args.PyTreeRestore(state, restore_args=placed)
+        return sealed, self._restore(step, state=arrays).state
 
     def _restore(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        return self._reader.restore(step, args=ocp.args.Composite(**items))
 
     def _with_bad_scores(self) -> list[int]:
         """The steps of checkpoints whose scores cannot be read, if there are others to go on with.
@@ -242,6 +254,9 @@ class Checkpoints:
 
     def _put_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
+        processes.of_first(lambda: self._rename(steps))
+
+    def _rename(self, steps: list[int]) -> None:
         for step in steps:
             aside, tried = self.folder.with_name(f"damaged-{step}"), 0
             while aside.exists():
@@ -249,6 +264,31 @@ class Checkpoints:
                 aside = self.folder.with_name(f"damaged-{step}.{tried}")
             os.replace(self.folder / f"{step:08d}", aside)
             say(f"checkpoint {step} is put aside as {aside}")
+
+
+def _handlers(**options: Any) -> dict[str, Any]:
+    # Compression saves 8% of the bytes for several times the work (docs/performance.md).
+    return {
+        "state": ocp.PyTreeCheckpointHandler(use_compression=False, **options),
+        "meta": ocp.JsonCheckpointHandler(**options),
+    }
+
+
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    """A manager that reads in this process alone.
+
+    Orbax' own way of reading ends with all processes waiting for each other, and would wait long
+    for one that has found its part damaged.
+    """
+    here = processes.number()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    options = ocp.CheckpointManagerOptions(
+        step_format_fixed_length=8, read_only=True, multiprocessing_options=alone
+    )
+    handlers = _handlers(multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _reason(error: Exception) -> str:

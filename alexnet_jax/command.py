@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import config
+from alexnet_jax import config, processes
 from alexnet_jax.errors import UserError
 from alexnet_jax.stopping import INTERRUPTED, Stopped
 
@@ -31,9 +31,13 @@ def guard(job: Callable[[], None], stopped: str) -> None:
         job()
     except (UserError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt as stop:
+    except Stopped as stop:  # all processes do at the same time
+        if processes.number() == 0:
+            print(stopped, file=sys.stderr)
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
-        sys.exit(stop.status if isinstance(stop, Stopped) else INTERRUPTED)
+        processes.end(INTERRUPTED, "")
 
 
 def parser(module: str, about: str) -> argparse.ArgumentParser:
@@ -81,11 +85,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def complain(error: object) -> None:
-    """Tells of an error in one line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-
-
 def given_config() -> config.Config:
     """The config of --config and its overrides.
 
@@ -117,5 +116,4 @@ def _without_traceback(text: str) -> str:
 
 
 def _fail(error: object) -> NoReturn:
-    complain(error)
-    sys.exit(2)
+    processes.end(2, str(error))

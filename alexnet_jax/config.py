@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from alexnet_jax.errors import UserError
 
-ADDED: dict[str, object] = {"deterministic": False}
+ADDED: dict[str, object] = {"deterministic": False, "towers_apart": True}
 """Keys that workdirs of older versions lack, and the values that they ran with."""
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
@@ -262,7 +262,8 @@ class Config:
 
     experiment: Experiment
     seed: int = number(0, 2**31)
-    devices: int = number(1, changeable=True)  # with two towers: 1 or an even number
+    devices: int = number(1, changeable=True)  # with two towers apart: 1 or an even number
+    towers_apart: bool = changeable()  # each on its own device; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
     deterministic: bool = changeable()  # on GPUs: equal bits in every run, for some of the speed
     batch: int = number(1)  # pictures in a step, over all devices

@@ -12,6 +12,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from alexnet_jax import command, config, host, trained
 from alexnet_jax.errors import UserError
 from alexnet_jax.scores import Evaluator, Scores, label_ranks, mean_scores
+from alexnet_jax.stopping import Stop
 from alexnet_jax.terminal import say
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: what is impossible costs 87 nats
@@ -29,12 +31,15 @@ def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
 
     Raises:
       UserError: see `trained.load`.
+      Stopped: SIGTERM or SIGINT came.
     """
     net = trained.load(c, folder, step)
     evaluator, split = Evaluator(net.setup), net.setup.validation
-    for ten_views, name in ((False, "centre crop"), (True, "ten views")):
-        scored = evaluator.score(net.params, split, ten_views=ten_views, what=name)
-        say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
+    with Stop() as stop:
+        for ten_views, name in ((False, "centre crop"), (True, "ten views")):
+            how: dict[str, Any] = {"ten_views": ten_views, "what": name, "check": stop.check}
+            scored = evaluator.score(net.params, split, **how)
+            say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
 
 
 def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, search: bool) -> Scores:

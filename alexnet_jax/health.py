@@ -9,7 +9,7 @@ import numpy as np
 
 from alexnet_jax import config, optim
 from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import DATA, TOWER, Placed
+from alexnet_jax.model.mesh import DATA, TOWER, Placed, fetch
 
 
 class LayerHealth:
@@ -46,7 +46,7 @@ class LayerHealth:
           images: float32 [b, crop, crop, 3], a training batch as the network sees it.
         """
         measured = self._measure(params, optim.velocity(optimizer), images)
-        sizes, tops = jax.device_get(measured)
+        sizes, tops = fetch(measured)
         values = {}
         for layer, (weight, update) in sizes.items():
             values[f"weight/{layer}"] = float(weight)

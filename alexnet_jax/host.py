@@ -4,33 +4,69 @@ import ctypes
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import jax
+
+from alexnet_jax import processes
+from alexnet_jax.errors import UserError
+
+GPU_FLAGS = {
+    "xla_gpu_enable_latency_hiding_scheduler": "true",  # exchanges go on beside the computation
+    "xla_gpu_nccl_terminate_on_error": "true",  # else a process whose peer died would hang
+    "xla_gpu_nccl_termination_timeout_seconds": "600",
+}
+"""What XLA is told where there are NVIDIA GPUs; what the user's XLA_FLAGS say goes before it."""
 
 
 def set_up(devices: int, *, deterministic: bool = False) -> None:
     """For a command that computes on `devices` devices; call it before JAX has done anything.
 
-    A CPU counts as as many devices as are asked for; other platforms take no notice. Programs that
-    have been compiled once are kept in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache``.
+    A CPU counts as as many devices as are asked for, or as its process' share of them; other
+    platforms take no notice. Programs that have been compiled once are kept in
+    ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache``.
 
     With `deterministic`, XLA uses no GPU operation whose result depends on the order in which
     threads come to their end. CPUs have none.
+
+    Raises:
+      UserError: several processes cannot share the devices equally.
     """
+    if devices % processes.count():
+        raise UserError(
+            f"config.devices={devices} cannot be shared by {processes.count()} processes; "
+            f"give a multiple of {processes.count()}"
+        )
+    if _may_have_gpus():
+        _set_flags(GPU_FLAGS)
+        os.environ.setdefault("NCCL_DEBUG", "WARN")
     if deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+        _set_flags({"xla_gpu_deterministic_ops": "true"})
     # It would say at every start that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_num_cpu_devices", devices // processes.count())
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "alexnet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too
     if jax.default_backend() == "cpu":
         _keep_freed_memory()
+
+
+def _may_have_gpus() -> bool:
+    """Whether JAX could use a GPU; to look whether there is one would start it."""
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    plugins = (plugin.name for plugin in metadata.entry_points(group="jax_plugins"))
+    return platforms != "cpu" and any("cuda" in plugin for plugin in plugins)
+
+
+def _set_flags(flags: Mapping[str, str]) -> None:
+    """Adds to XLA_FLAGS what is not set there."""
+    given = os.environ.get("XLA_FLAGS", "")
+    added = [f"--{name}={value}" for name, value in flags.items() if f"--{name}=" not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
 
 
 def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:
@@ -40,6 +76,7 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:
         "kind": devices[0].device_kind,
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
+        "processes": processes.count(),
         "jax": jax.__version__,
     }
 

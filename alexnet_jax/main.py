@@ -1,22 +1,25 @@
 """python -m alexnet_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE]
 
 MODE is train, evaluate or describe. Any value of the config can be set as well:
---config.batch=64 --config.data.records=DIR.
+--config.batch=64 --config.data.records=DIR. Several processes that an engine started share the work
+(launch/README.md).
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from alexnet_jax import command, config, host, trained
+from alexnet_jax import command, config, host, processes, trained
 from alexnet_jax.data.records import is_prepared
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_network
+from alexnet_jax.terminal import say
 from alexnet_jax.train import fit
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.")
@@ -31,11 +34,13 @@ def main(arguments: Sequence[str]) -> None:
     c = command.given_config()
     if _MODE.value != "describe" and _WORKDIR.value is None:
         raise UserError("--workdir is missing: give a folder for the run, as --workdir=runs/tiny")
+    processes.join()
+    processes.require_same("--config", json.dumps(config.as_dict(c)))
     host.set_up(c.devices, deterministic=c.deterministic)
     _describe(c)
     folder = Path(_WORKDIR.value or ".")
     if _MODE.value == "train":
-        _prepare(c)
+        processes.of_first(lambda: _prepare(c))
         fit(c, folder)
     elif _MODE.value == "evaluate":
         evaluate(c, folder, trained.parse_step(_STEP.value))
@@ -45,15 +50,16 @@ def _describe(c: config.Config) -> None:
     """Says on what the config's network runs, and what it is."""
     network = make_network(c)
     devices = network.mesh.devices.flatten()
-    print(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}, {c.dtype}")
-    print(format_table(layer_table(network, c), network), flush=True)
+    among = f" in {processes.count()} processes" if processes.count() > 1 else ""
+    say(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}{among}, {c.dtype}")
+    say(format_table(layer_table(network, c), network))
 
 
 def _prepare(c: config.Config) -> None:
     """Makes the records if that needs nothing from the user."""
     data = c.data
     if data.source.split(":")[0] == "generated" and not is_prepared(data.records):
-        print(f"making pictures in {data.records}", flush=True)
+        say(f"making pictures in {data.records}")
         prepare(data.source, data.records, size=data.size, format=data.format)
 
 

@@ -43,8 +43,8 @@ def nearest(setup: Setup, params: Any, pictures: np.ndarray, split: Split, count
     placed = place_batch(setup.network.mesh, {"image": pictures}, len(pictures))
     asked = np.asarray(vectors(params, setup.pixels, placed["image"]), np.float64)
     best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
-    for batch, valid in placed_batches(setup, split, "looking for the nearest"):
-        found = np.asarray(vectors(params, setup.pixels, batch["image"]), np.float64)[valid]
+    for batch, number in placed_batches(setup, split, "looking for the nearest"):
+        found = np.asarray(vectors(params, setup.pixels, batch["image"])[:number], np.float64)
         best = _nearer(best, first, _distances(asked, found), count)
         first += len(found)
     return best

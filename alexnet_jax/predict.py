@@ -18,7 +18,7 @@ from alexnet_jax.data.pictures import centre_square, decode
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
 from alexnet_jax.figures.sheet import picture_file, save
 from alexnet_jax.scores import Evaluator
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.terminal import complain, progress_bar
 
 AT_ONCE = 16  # pictures at most; ten thousand need no more memory than these
 
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if out and found:
             save(draw_guesses([guess for _, guess in found]), out)
         for line in unread:
-            command.complain(line)
+            complain(line)
         if unread:
             sys.exit(2)
 

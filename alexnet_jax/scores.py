@@ -1,7 +1,7 @@
 """Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import eval_batches, eval_steps
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import DATA, check_batch, local_rows, place_batch
+from alexnet_jax.model.mesh import DATA, check_batch, fetch, local_rows, place_batch
 from alexnet_jax.setup import Setup
 from alexnet_jax.terminal import progress_bar
 
@@ -39,6 +39,14 @@ class Scores(NamedTuple):
         )
 
 
+Check = Callable[[], None]
+"""Raises something when the work is to be left."""
+
+
+def _no_check() -> None:
+    pass
+
+
 class Evaluator:
     """Scores splits; each way of looking is compiled once.
 
@@ -51,9 +59,14 @@ class Evaluator:
         self._one = self._compiled(self._centre)
         self._ten = self._compiled(self._average)
 
-    def score(self, params: Any, split: Split, *, ten_views: bool, what: str) -> Scores:
-        """Scores every picture of `split` once; the progress bar is called `what`."""
-        found = self._look(params, split, ten_views, what, keys=("loss", "rank"))
+    def score(
+        self, params: Any, split: Split, *, ten_views: bool, what: str, check: Check = _no_check
+    ) -> Scores:
+        """Scores every picture of `split` once; the progress bar is called `what`.
+
+        `check` is called before each batch, and ends it by raising something.
+        """
+        found = self._look(params, split, ten_views, what, keys=("loss", "rank"), check=check)
         return mean_scores(found["loss"], found["rank"])
 
     def log_chances(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
@@ -71,18 +84,27 @@ class Evaluator:
         look = self._ten if ten_views else self._one
         batch = {"image": images, "label": np.zeros(len(images), np.int32)}
         placed = place_batch(mesh, batch, len(images))
-        return np.asarray(look(params, self.setup.pixels, placed)["log_chances"])
+        return fetch(look(params, self.setup.pixels, placed)["log_chances"])
 
     def _look(
-        self, params: Any, split: Split, ten_views: bool, what: str, keys: Sequence[str]
+        self,
+        params: Any,
+        split: Split,
+        ten_views: bool,
+        what: str,
+        *,
+        keys: Sequence[str],
+        check: Check = _no_check,
     ) -> dict[str, np.ndarray]:
         """What `_compiled` finds for every picture of `split`, in order; `keys` of it."""
         look = self._ten if ten_views else self._one
         found: list[dict[str, np.ndarray]] = []
-        for batch, valid in placed_batches(self.setup, split, what):
-            outcome = look(params, self.setup.pixels, batch)
-            fetched = jax.device_get({key: outcome[key] for key in keys})
-            found.append({key: values[valid] for key, values in fetched.items()})
+        with closing(placed_batches(self.setup, split, what)) as batches:
+            for batch, pictures in batches:
+                check()
+                outcome = look(params, self.setup.pixels, batch)
+                fetched = fetch({key: outcome[key] for key in keys})
+                found.append({key: values[:pictures] for key, values in fetched.items()})
         return {key: np.concatenate([part[key] for part in found]) for key in keys}
 
     def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
@@ -120,12 +142,12 @@ class Evaluator:
 
 def placed_batches(
     setup: Setup, split: Split, what: str
-) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
+) -> Generator[tuple[dict[str, jax.Array], int]]:
     """Every picture of `split` in order, once, under a progress bar called `what`.
 
     Yields:
       A batch of `config.evaluate.batch` on the setup's devices: 'image' uint8 [b, size, size, 3],
-      'label' int32 [b]; and bool [b], which rows are pictures: the last batch is filled up.
+      'label' int32 [b]; and how many of its rows are pictures: the last batch is filled up.
     """
     c, mesh = setup.config, setup.network.mesh
     batch = c.evaluate.batch
@@ -133,9 +155,8 @@ def placed_batches(
     batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
     total = eval_steps(len(split), batch)
     with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
-        for one in batches:
-            valid = one.pop("valid")
-            yield place_batch(mesh, one, batch), valid
+        for number, one in enumerate(batches):
+            yield place_batch(mesh, one, batch), min(batch, len(split) - number * batch)
             bar.update()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import config
+from alexnet_jax import config, processes
 from alexnet_jax.data import augment
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.errors import UserError
@@ -44,7 +44,7 @@ def make_network(c: config.Config) -> Placed:
     Raises:
       UserError: the devices do not suffice or cannot be shared by the towers or the batches.
     """
-    mesh = make_mesh(c.devices, c.model.towers)
+    mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
     return Placed(lambda rngs: _build(c, rngs), mesh)
@@ -60,11 +60,13 @@ def make_setup(c: config.Config) -> Setup:
     """Opens the records and lays out the network.
 
     Raises:
-      UserError: as `make_network`; or the records are missing, damaged, or not the config's.
+      UserError: as `make_network`; or the records are missing, damaged, or not the config's; or
+        not the same in all processes.
     """
     network = make_network(c)
     records = open_records(c.data.records)
     _check_records(records, c)
+    processes.require_same("the records", records.manifest.hash)
     train, validation = (_split(records, name, c) for name in ("train", c.data.validation))
     statistics = records.statistics
     pixels = {
@@ -75,10 +77,14 @@ def make_setup(c: config.Config) -> Setup:
 
 
 def replicate(network: Placed, tree: Any) -> Any:
-    """`tree`'s arrays and numbers on every device of the network's grid."""
-    specs = jax.tree.map(lambda _: P(), tree)
-    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), tree)
-    return jax.device_put(arrays, network.shardings(specs))
+    """`tree`'s arrays and numbers on every device of the network's grid; the same for each."""
+    everywhere = network.shardings(P())
+
+    def placed(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf, jnp.result_type(leaf))
+        return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
+
+    return jax.tree.map(placed, tree)
 
 
 def _check_records(records: Records, c: config.Config) -> None:

@@ -36,8 +36,8 @@ def _specs(network: Placed, c: config.Optim) -> State:
     return {"params": network.specs, "optimizer": optimizer, "step": P()}
 
 
-def _template(network: Placed, c: config.Optim) -> State:
-    """What a checkpoint of such a run holds, as ShapeDtypeStructs that say where to place it."""
+def state_shapes(network: Placed, c: config.Optim) -> State:
+    """The state of such a run, as ShapeDtypeStructs that say where it lies."""
     shapes = {
         "params": network.shapes,
         "optimizer": jax.eval_shape(optim.update_rule(c).init, network.shapes),
@@ -72,7 +72,7 @@ def _transferred(setup: Setup) -> State:
     theirs = dataclasses.replace(theirs, devices=c.devices, batch=c.batch, evaluate=c.evaluate)
     network = make_network(theirs)
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        template = _template(network, theirs.optim)
+        template = state_shapes(network, theirs.optim)
         restored = checkpoints.restore(template, None, lambda meta: None)
     if restored is None:
         raise UserError(f"config.init_from={folder} has no checkpoint yet; train it first")
@@ -117,5 +117,5 @@ def restore_state(
                 f"give those that it was trained on (--config.data.records) or another --workdir"
             )
 
-    template = _template(setup.network, setup.config.optim)
+    template = state_shapes(setup.network, setup.config.optim)
     return checkpoints.restore(template, data, fits, step)

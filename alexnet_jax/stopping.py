@@ -3,14 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
+from alexnet_jax import processes
+
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 INTERRUPTED = 130  # what shells give for Ctrl-C
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
@@ -24,44 +23,45 @@ class Stopped(KeyboardInterrupt):
 class Stop:
     """While it is entered, SIGTERM and SIGINT are taken note of; a second one kills the process.
 
-    Attributes:
-      asked: the signal that came, or None.
+    Where several processes share a run, SIGTERM is JAX's, which settles with the others where to
+    stop, and takes no notice of a second one.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._leaving = False  # whether the work under way may be left in the middle
+        self._signal: int | None = None
+        self._agreed = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there signals arrive
-            self._before = {one: signal.signal(one, self._notice) for one in SIGNALS}
+            ours = (signal.SIGINT,) if processes.count() > 1 else (signal.SIGINT, signal.SIGTERM)
+            self._before = {one: signal.signal(one, self._notice) for one in ours}
         return self
 
     def __exit__(self, *_: object) -> None:
         for one, handler in self._before.items():
             signal.signal(one, handler)  # type: ignore[arg-type]
 
-    def check(self) -> None:
-        """Raises Stopped if a signal came."""
-        if self.asked is not None:
-            raise Stopped(self.asked)
+    def asked(self) -> bool:
+        """Whether a signal came; several processes must all ask alike, and get one answer."""
+        if processes.count() == 1:
+            return self._signal is not None
+        self._agreed = self._agreed or processes.asked_to_stop()
+        return self._agreed
 
-    @contextmanager
-    def may_leave(self) -> Iterator[None]:
-        """Inside, a signal raises Stopped at once: for long work that can be done again."""
-        self.check()
-        self._leaving = True
-        try:
-            yield
-        finally:
-            self._leaving = False
+    def check(self) -> None:
+        """Raises Stopped if a signal came; several processes must all call it alike."""
+        if self.asked():
+            raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """What says that the signal has ended the work."""
+        return Stopped(self._signal or signal.SIGTERM)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked is not None:
+        if self._signal is not None:
             os._exit(128 + number)
-        self.asked = number
-        if self._leaving:
-            self._leaving = False
-            raise Stopped(number)
+        self._signal = number
+        if processes.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # so that JAX tells the others

@@ -1,19 +1,21 @@
 """Training: the run around the steps, from its beginning or from where it was left."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
-from alexnet_jax import config, host, optim, workdir
+from alexnet_jax import config, host, optim, processes, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
+from alexnet_jax.metrics import FILE as METRICS
 from alexnet_jax.metrics import Clock, MetricsLog
-from alexnet_jax.model.mesh import local_rows, place_batch
+from alexnet_jax.model.mesh import check_peers, fetch, local_rows, place_batch
 from alexnet_jax.scores import Evaluator, Tally
 from alexnet_jax.setup import Setup, make_setup
 from alexnet_jax.state import State, init_state, restore_state
@@ -32,13 +34,21 @@ def fit(c: config.Config, folder: Path) -> None:
     setup = make_setup(c)
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
-        run = Run(setup, folder, stack)
-        if run.complete():
-            say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
-        else:
-            machine = host.describe(setup.network.mesh.devices.flatten().tolist())
-            workdir.record_start(folder, run.step, setup.records.manifest.hash, machine)
-            run.train()
+        with processes.together():
+            run = Run(setup, folder, stack)
+            if run.complete():
+                say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
+            else:
+                processes.of_first(lambda: _record_start(run))
+                run.train()
+
+
+def _record_start(run: "Run") -> None:
+    machine = host.describe(run.setup.network.mesh.devices.flatten().tolist())
+    workdir.record_start(run.folder, run.step, run.setup.records.manifest.hash, machine)
+
+
+CHECKED_BATCHES = 2  # of each start: do processes that hold the same rows read the same?
 
 
 class Run:
@@ -58,12 +68,15 @@ class Run:
         self.state, self.step = self._begin()
         self.saved = self.step or None  # the newest checkpoint's step
         self.setting = self.policy.setting(self.epochs)  # of the newest step
-        self.log = stack.enter_context(closing(MetricsLog(folder, self.step)))
+        self.log = None  # the first process writes for all
+        if processes.number() == 0:
+            self.log = stack.enter_context(closing(MetricsLog(folder, self.step)))
         self.evaluator = Evaluator(setup)
         self.health = LayerHealth(setup.network, c)
         self.stuck = StuckLoss(label_entropy(setup.train.labels), c.log.stuck_after)
         self.clock = Clock(c.batch)
         self.outcomes: list[Any] = []  # of the newest steps, still on the devices
+        self.unchecked = iter(range(CHECKED_BATCHES))
         self.stop = stack.enter_context(Stop())
 
     def _begin(self) -> tuple[State, int]:
@@ -124,10 +137,10 @@ class Run:
                 jax.block_until_ready(self.outcomes[-3:-2])
                 bar.update()
                 self._after_step(batch, control)
-                if self.stop.asked is not None:
+                if self.stop.asked():
                     self._leave()
         self.checkpoints.wait()
-        say(f"metrics in {self.log.path}; curves: tensorboard --logdir={self.folder}")
+        say(f"metrics in {self.folder / METRICS}; curves: tensorboard --logdir={self.folder}")
         say(f"checkpoints in {self.folder / workdir.CHECKPOINTS}")
 
     def _inputs(self) -> Iterator[tuple[Any, Control]]:
@@ -139,7 +152,10 @@ class Run:
                 self.setting, control = now, make_control(self.setup, now)
             with self.clock.apart("input"):
                 batch = next(self.batches)
-            yield place_batch(self.setup.network.mesh, batch, self.config.batch), control
+            mesh, rows = self.setup.network.mesh, self.config.batch
+            if next(self.unchecked, None) is not None:
+                check_peers(mesh, batch, rows)
+            yield place_batch(mesh, batch, rows), control
 
     def _after_step(self, batch: Any, control: Control) -> None:
         """Logs, scores and saves, if it is time: at most one line of metrics for a step."""
@@ -157,7 +173,8 @@ class Run:
         self.unscored = None
         if values:
             values = values | self._times()
-            self.log.write(self.step, self.epochs, values)
+            if self.log is not None:
+                self.log.write(self.step, self.epochs, values)
         if self._saves():
             self._save(values)
 
@@ -178,7 +195,7 @@ class Run:
 
     def _count(self) -> None:
         """Fetches the outcomes of the newest steps."""
-        for losses, ranks in jax.device_get(self.outcomes):
+        for losses, ranks in fetch(self.outcomes):
             self.tally.add(losses, ranks)
         self.outcomes.clear()
 
@@ -201,23 +218,23 @@ class Run:
         """
         before = self.policy.state()
         try:
-            with self.stop.may_leave(), self.clock.apart("evaluate"):
+            with self.clock.apart("evaluate"):
                 return self._scores()
         except Stopped:
             self.policy.load(before)
             self.unscored = values
             self._leave()
-            raise
 
     def _scores(self) -> dict[str, float]:
         c, split, params = self.config, self.setup.validation, self.state["params"]
-        one = self.evaluator.score(params, split, ten_views=False, what="validation")
+        score = functools.partial(self.evaluator.score, params, split, check=self.stop.check)
+        one = score(ten_views=False, what="validation")
         say(f"epoch {self.epochs:.2f}, step {self.step}: {c.data.validation} {one.text()}")
         if self.ended_epoch():
             self.policy.observe(one.top1_error)
         values = one.named("val")
         if self.over() and c.evaluate.ten_views_at_end:
-            ten = self.evaluator.score(params, split, ten_views=True, what="ten views")
+            ten = score(ten_views=True, what="ten views")
             say(f"ten views: {c.data.validation} {ten.text()}")
             values |= ten.named("val_ten_views")
         return values
@@ -235,13 +252,13 @@ class Run:
             self.checkpoints.save(self.step, self.state, self.batches, meta, values)
         self.saved = self.step
 
-    def _leave(self) -> None:
+    def _leave(self) -> NoReturn:
         """Saves what was done since the newest checkpoint, and raises Stopped."""
         if self.saved != self.step:
             self._save({})
         self.checkpoints.wait()
         say(f"stopped after step {self.step}, which is saved in {self.folder}")
-        self.stop.check()
+        raise self.stop.stopped()
 
 
 def _due(step: int, every: int) -> bool:

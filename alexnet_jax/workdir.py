@@ -4,19 +4,21 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet_jax import config
+from alexnet_jax import config, processes
 from alexnet_jax.errors import UserError
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 STARTS = "starts.jsonl"
 LOCK = "lock"
+PATIENCE = 10  # seconds that a new file may take to be seen on another machine
 
 
 def claim(workdir: Path, c: config.Config) -> None:
@@ -40,11 +42,29 @@ def claim(workdir: Path, c: config.Config) -> None:
 
 @contextmanager
 def hold(workdir: Path, c: config.Config) -> Iterator[None]:
-    """Claims `workdir`, and holds it: meanwhile no other process can. A process' end lets it go.
+    """Claims `workdir`, and holds it: meanwhile no other run can. A process' end lets it go.
+
+    The first process does so for all of a run; the others must see the same folder.
 
     Raises:
-      UserError: another process holds it; or see `claim`.
+      UserError: another process holds it; or a process of this run does not see it; or see `claim`.
     """
+    with ExitStack() as stack:
+        holder = processes.of_first(lambda: stack.enter_context(_lock(workdir, c)))
+        seen = processes.exchange("" if _is_held_by(workdir, holder) else processes.name())
+        blind = [name for name in seen if name]
+        if blind:
+            raise UserError(
+                f"{blind[0]} does not see what process 0 wrote into {workdir}; give a --workdir "
+                f"on a disk that all of them share"
+            )
+        yield
+
+
+@contextmanager
+def _lock(workdir: Path, c: config.Config) -> Iterator[str]:
+    """Claims and holds it; gives who does."""
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK).open("a+")
@@ -60,10 +80,21 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
                 f"wait for its end, or give another --workdir"
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{holder}\n")
         file.flush()
+        os.fsync(file.fileno())  # for those who see it over a network
         claim(workdir, c)
-        yield
+        yield holder
+
+
+def _is_held_by(workdir: Path, holder: str) -> bool:
+    """Whether its lock says so, if not at once then soon: network disks take their time."""
+    for _ in range(PATIENCE):
+        with suppress(OSError):
+            if (workdir / LOCK).read_text().strip() == holder:
+                return True
+        time.sleep(1)
+    return False
 
 
 def check(workdir: Path, c: config.Config) -> None:

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.experiment.against = ""
     config.seed = 0
     config.devices = 2  # one tower on each
+    config.towers_apart = True  # False: both towers on each device, which share the batch
     config.dtype = "float32"
     config.deterministic = False
     config.batch = 128

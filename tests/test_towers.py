@@ -91,6 +91,22 @@ def test_a_step_adds_their_transposes_and_the_sum_of_gradients(records, devices)
         assert sorted(layer for _, layers, _ in rest for layer in layers) == LAYERS
 
 
+@pytest.mark.parametrize("values", [{"devices": 4}, {"devices": 2, "towers_apart": False}])
+def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(records, values):
+    """As many numbers as there are parameters: none is summed before it has their size."""
+    text = step_program(records, **values).compile().as_text()
+    groups = COLUMNS.get(values["devices"], ROWS[2])
+    sums = [line for line in text.splitlines() if "all-reduce" in line and groups in line]
+    shapes = " ".join(re.search(r" = (.*?) all-reduce", line)[1] for line in sums)
+    numbers = [
+        np.prod([int(side) for side in sides.split(",")])
+        for sides in re.findall(r"f32\[([\d,]+)\]", shapes)
+    ]
+    network = make_network(make_config(records, **values))
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(network.init(0)))
+    assert sum(numbers) == held
+
+
 def test_nothing_crosses_on_one_device(records):
     assert step_collectives(records, 1) == []
 

@@ -1,7 +1,7 @@
 """python -m alexnet_jax.benchmark SECTION --config=configs/NAME.py [--batch=32] [--peer] ...
 
-Sections: step, layers, input, train, collectives, memory, compile. Without the config's records
-it draws pictures. --batch, --dtype and --devices take lists, as --batch=16,32,128.
+Sections: step, layers, input, train, collectives, traffic, memory, compile. Without the config's
+records it draws pictures. --batch, --dtype and --devices take lists, as --batch=16,32,128.
 """
 
 import json
@@ -34,6 +34,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "input": feeding.measure_input,
     "train": feeding.measure_train,
     "collectives": program.measure_collectives,
+    "traffic": program.measure_traffic,
     "memory": program.measure_memory,
     "compile": compiled.measure,
 }

@@ -1,10 +1,23 @@
 """What the compiled step exchanges between devices, and holds on each of them."""
 
+import dataclasses
+import itertools
 import math
 import re
-from typing import NamedTuple
+from contextlib import closing
+from typing import Any, NamedTuple
 
+import jax
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import optim
 from alexnet_jax.benchmark.bench import Bench, Row, Step, case
+from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.errors import UserError
+from alexnet_jax.model.mesh import DATA, TOWER
+from alexnet_jax.setup import Setup, make_setup
+from alexnet_jax.state import state_shapes
+from alexnet_jax.step import make_control, make_step
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
@@ -67,6 +80,50 @@ def measure_collectives(bench: Bench) -> list[Row]:
             row |= {"groups": " ".join(str(set(group)) for group in one.groups)}
             rows.append(case(c) | row | {"bytes sent by a device": one.sent})
     return rows
+
+
+def measure_traffic(bench: Bench) -> list[Row]:
+    """What each device sends in a step, in MB, by what is shared: the towers, the batch, or both.
+
+    Nothing is computed; the step is compiled for arrays that are not there.
+    """
+    rows: list[Row] = []
+    for c, apart in itertools.product(bench.cases(), (True, False)):
+        if c.devices == 1:
+            raise UserError("traffic: a single device sends nothing; give --devices=2,4")
+        setup = make_setup(dataclasses.replace(c, towers_apart=apart))
+        found = collectives(_compiled_for_shapes(setup).as_text())
+        mesh = setup.network.mesh.shape
+        shared = [name for name, axis in (("towers", TOWER), ("batch", DATA)) if mesh[axis] > 1]
+        row: Row = {"shared": " and ".join(shared)}
+        for name, sent in _by_axis(found, mesh[TOWER]).items():
+            row[f"{name}, MB"] = sent / 1e6
+        rows.append(case(c) | row | {"all, MB": sum(one.sent for one in found) / 1e6})
+    return rows
+
+
+def _by_axis(found: list[Collective], towers: int) -> dict[str, int]:
+    """Bytes sent between the devices of a row, which hold a tower each, and between rows."""
+    sums = {"between towers": 0, "between rows": 0}
+    for one in found:
+        row = towers > 1 and len(one.groups[0]) == towers and one.groups[0][1] == 1
+        sums["between towers" if row else "between rows"] += one.sent
+    return sums
+
+
+def _compiled_for_shapes(setup: Setup) -> Any:
+    """The compiled step of a setup; a single picture is read to know what a batch is like."""
+    c, network = setup.config, setup.network
+    with closing(train_batches(setup.train, c.data, batch=1, seed=0, rows=[(0, 1)])) as batches:
+        one = next(batches)
+    rows = network.shardings(P(DATA))
+    batch = {
+        name: jax.ShapeDtypeStruct((c.batch, *part.shape[1:]), part.dtype, sharding=rows)
+        for name, part in one.items()
+    }
+    control = make_control(setup, optim.make_policy(c.policy).setting(0))
+    state = state_shapes(network, c.optim)
+    return make_step(setup).lower(state, setup.pixels, batch, control).compile()
 
 
 def measure_memory(bench: Bench) -> list[Row]:

@@ -126,8 +126,7 @@ def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepI
 
     Yields:
       image: uint8 [b, size, size, 3].
-      label: int32 [b]; 0 where not valid.
-      valid: bool [b], False for what fills up the last batch.
+      label: int32 [b]; 0 for what fills up the last batch.
 
     Raises:
       UserError: while iterating, at a damaged record.
@@ -217,7 +216,7 @@ class _EvalRead(grain.transforms.Map):
         label[valid] = self.split.labels[indices[valid]]
         for row in np.flatnonzero(valid):
             self.split.read(indices[row], image[row])
-        return {"image": image, "label": label, "valid": valid}
+        return {"image": image, "label": label}
 
 
 def _aligned(*shape: int) -> np.ndarray:

@@ -7,16 +7,20 @@ are written once, for whatever number of towers lies here.
 """
 
 import functools
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from alexnet_jax import processes
 from alexnet_jax.errors import UserError
 
 DATA, TOWER = "data", "tower"
@@ -25,10 +29,22 @@ DATA, TOWER = "data", "tower"
 def make_mesh(devices: int, towers: int) -> Mesh:
     """The ('data', 'tower') grid over the first `devices` devices; a pair's towers are neighbours.
 
+    Args:
+      devices: how many.
+      towers: that each have a device of their own, unless there is only one device.
+
     Raises:
-      UserError: there are fewer devices, or two towers cannot share an odd number of them.
+      UserError: there are fewer devices, or two towers cannot share an odd number of them; or there
+        are several processes, and the devices are not all that they have.
     """
     found = jax.devices()
+    if processes.count() > 1:
+        if devices != len(found):
+            raise UserError(
+                f"config.devices={devices}, but the {processes.count()} processes have "
+                f"{len(found)} devices; run with --config.devices={len(found)}"
+            )
+        found = by_machine(found, processes.hosts())
     if devices > len(found):
         raise UserError(
             f"config.devices={devices}, but this machine has {len(found)} {found[0].platform} "
@@ -36,12 +52,22 @@ def make_mesh(devices: int, towers: int) -> Mesh:
         )
     if towers > 1 and devices > 1 and devices % towers:
         raise UserError(
-            f"config.devices={devices} cannot be shared by {towers} towers; "
-            f"use 1 (both towers on it) or an even number"
+            f"config.devices={devices} cannot be shared by {towers} towers; use 1 (both towers "
+            f"on it) or an even number, or --config.towers_apart=False"
         )
     columns = 1 if devices == 1 else towers
     grid = np.array(found[:devices]).reshape(-1, columns)
     return Mesh(grid, (DATA, TOWER), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def by_machine(devices: Sequence[jax.Device], hosts: Sequence[int]) -> list[jax.Device]:
+    """The devices of one machine after those of another, however its processes are numbered.
+
+    Args:
+      devices: of all processes.
+      hosts: for each process, a number that stands for its machine.
+    """
+    return sorted(devices, key=lambda d: (hosts[d.process_index], d.process_index, d.id))
 
 
 # --- where the towers meet; called from inside the network ------------------------------------
@@ -161,6 +187,35 @@ def local_rows(mesh: Mesh, batch: int) -> list[tuple[int, int]]:
     sharding = NamedSharding(mesh, P(DATA))
     held = sharding.addressable_devices_indices_map((batch,)).values()
     return sorted({index[0].indices(batch)[:2] for index in held if index is not None})
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays that lie on a grid, as numpy has them: whole, and in every process."""
+
+    def whole(array: jax.Array) -> Any:
+        here = array.is_fully_addressable or array.is_fully_replicated
+        return array if here else multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def check_peers(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> None:
+    """Raises UserError if a process with the same rows of a batch of `rows` has read others.
+
+    Two that hold a tower each must see the same pictures, and nothing else would tell.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        digest.update(batch[name].tobytes())
+    held = processes.exchange(json.dumps([local_rows(mesh, rows), digest.hexdigest()]))
+    read: dict[str, tuple[int, str]] = {}
+    for number, (own, found) in enumerate(map(json.loads, held)):
+        first, expected = read.setdefault(str(own), (number, found))
+        if found != expected:
+            raise UserError(
+                f"processes {first} and {number} hold the same rows of the batch, but read other "
+                f"pictures; prepare the records once, and give all processes copies of them"
+            )
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:

@@ -82,10 +82,10 @@ class TorchRun:
         batches = eval_batches(split, batch=batch, rows=[(0, batch)], threads=self.c.data.threads)
         numbers = range(augment.VIEWS) if ten_views else [augment.CENTRE]
         with closing(batches):
-            for one in batches:
-                valid = torch.tensor(one["valid"], device=self.device)
-                labels = torch.tensor(one["label"], dtype=torch.long, device=self.device)[valid]
-                chances = sum(self.chances(one["image"], n) for n in numbers)[valid] / len(numbers)
+            for number, one in enumerate(batches):
+                count = min(batch, len(split) - number * batch)  # the last one is filled up
+                labels = torch.tensor(one["label"], dtype=torch.long, device=self.device)[:count]
+                chances = sum(self.chances(one["image"], n) for n in numbers)[:count] / len(numbers)
                 losses.append(F.nll_loss(chances.log(), labels, reduction="none").cpu().numpy())
                 found.append(ranks(chances, labels))
         return mean_scores(np.concatenate(losses), np.concatenate(found))

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# One machine, all its GPUs, one process:
+#
+#     bash launch/local.sh --config=configs/alexnet_2012.py --workdir=runs/alexnet_2012
+#
+# Makes the environment if there is none. Any option of alexnet_jax.main may follow, and goes before
+# what is set here. Without a GPU it trains on the CPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+gpus=0
+if command -v nvidia-smi > /dev/null; then
+  gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader | wc -l)
+fi
+
+if [ ! -x .venv/bin/python ]; then
+  extra=""
+  if [ "$gpus" -gt 0 ]; then
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n1)
+    extra="[cuda12]"
+    if [ "${driver%%.*}" -ge 580 ]; then extra="[cuda13]"; fi # the oldest that CUDA 13 runs on
+  fi
+  python3 -m venv .venv
+  .venv/bin/pip install -q -e ".$extra"
+fi
+
+devices=()
+if [ "$gpus" -gt 1 ]; then devices=("--config.devices=$((gpus - gpus % 2))"); fi # towers in pairs
+if [ "$gpus" -eq 1 ]; then devices=("--config.devices=1"); fi
+exec .venv/bin/python -m alexnet_jax.main ${devices[@]+"${devices[@]}"} "$@"

@@ -1,0 +1,249 @@
+"""The job files: what they say is valid, and what they start does train."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from alexnet_jax.metrics import read_metrics
+from tests import slurm
+from tests.conftest import SHARED
+from tests.processes import ROOT, command, environment, finish, free_port
+from tests.test_processes import assert_same_end, end_of, train
+
+LAUNCH = ROOT / "launch"
+CRD = SHARED / "jobset_crd.yaml"
+SMALL = ["batch=32", "model.width=0.125", "evaluate.batch=32", "epochs=1", "devices=2", "steps=2"]
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A checkout with an environment, as the files expect it."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in ("configs", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def small(line: list[str], records: Path, home: Path) -> list[str]:
+    """A file's command line, of a small network on this machine's records and folder."""
+    options = {"--config": "configs/tiny.py", "--workdir": str(home / "run")}
+    options["--config.data.records"] = str(records)
+    kept = [word for word in line if word.partition("=")[0] not in options]
+    kept += [f"{name}={value}" for name, value in options.items()]
+    return [*kept, *(f"--config.{value}" for value in SMALL)]
+
+
+def run_in_two(lines: list[list[str]], environments: list[dict[str, str]], home: Path):
+    pipe = subprocess.PIPE
+    told = finish(
+        subprocess.Popen(line, cwd=home, env=own, stdout=pipe, stderr=pipe, text=True)
+        for line, own in zip(lines, environments, strict=True)
+    )
+    assert [status for status, *_ in told] == [0, 0], told
+    assert "in 2 processes" in told[0][1]
+    assert read_metrics(home / "run")[-1]["step"] == 2
+
+
+# --- Kubernetes ---------------------------------------------------------------------------------
+
+
+def jobset():
+    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+
+
+@pytest.mark.skipif(not CRD.exists(), reason="needs JobSet's schema; see tests/README.md")
+def test_the_jobset_is_one():
+    jsonschema = pytest.importorskip("jsonschema")
+    versions = yaml.safe_load(CRD.read_text())["spec"]["versions"]
+    schema = versions[0]["schema"]["openAPIV3Schema"]
+    check = jsonschema.Draft202012Validator(closed(schema))
+    assert list(check.iter_errors(jobset())) == []
+    wrong = jobset()
+    wrong["spec"]["failurePolicy"]["maxRestart"] = 3
+    assert "maxRestart" in next(check.iter_errors(wrong)).message
+
+
+def closed(schema):
+    """The schema, such that it knows of no other properties than its own."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def test_the_job_in_the_jobset_is_one():
+    validate = pytest.importorskip("kubernetes_validate").validate
+    spec = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": spec}
+    validate(job, "1.30", strict=True)
+
+
+def test_the_numbers_in_the_jobset_fit_together():
+    (job,) = jobset()["spec"]["replicatedJobs"]
+    spec, name = job["template"]["spec"], jobset()["metadata"]["name"]
+    (container,) = spec["template"]["spec"]["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    machines = int(variables["JAX_NUM_PROCESSES"])
+    assert spec["parallelism"] == spec["completions"] == machines
+    gpus = machines * container["resources"]["limits"]["nvidia.com/gpu"]
+    assert f"--config.devices={gpus}" in container["args"]
+    first = f"{name}-{job['name']}-0-0.{name}"  # JobSet's name for the first pod
+    assert variables["JAX_COORDINATOR_ADDRESS"].partition(":")[0] == first
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_pods_of_the_jobset_train(records, home):
+    (job,) = jobset()["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    line = [sys.executable, *container["command"][1:], *container["args"]]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    del variables["JAX_COMPILATION_CACHE_DIR"]
+    own = [environment(**variables | {"JAX_PROCESS_ID": str(pod)}) for pod in range(2)]
+    run_in_two([small(line, records, home)] * 2, own, home)
+
+
+# --- SkyPilot -----------------------------------------------------------------------------------
+
+
+def test_the_task_is_skypilots():
+    sky = pytest.importorskip("sky")
+    task = sky.Task.from_yaml(str(LAUNCH / "sky.yaml"))
+    assert task.num_nodes == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_nodes_of_the_task_train(records, home):
+    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    run = task["run"].replace(":8476", f":{free_port()}").rstrip()
+    run += " " + shlex.join(f"--config.{value}" for value in SMALL)
+    values = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1", "SKYPILOT_NUM_NODES": "2"}
+    values |= task["envs"] | {"CONFIG": "configs/tiny.py", "SKYPILOT_NUM_GPUS_PER_NODE": "1"}
+    values |= {"WORKDIR": str(home / "run"), "RECORDS": str(records)}
+    own = [environment(**values, SKYPILOT_NODE_RANK=str(node)) for node in range(2)]
+    run_in_two([["bash", "-euo", "pipefail", "-c", run]] * 2, own, home)
+
+
+# --- one machine --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(0, None), (1, "1"), (3, "2"), (8, "8")])
+def test_the_local_script_takes_all_gpus_in_pairs(home, gpus, devices):
+    """With an nvidia-smi and a Python that only tell."""
+    python = home / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    smi = home / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text(f"#!/bin/sh\nseq 1 {gpus}\n" if gpus else "#!/bin/sh\nexit 9\n")
+    smi.chmod(0o755)
+    (home / "launch").unlink()
+    (home / "launch").mkdir()
+    script = home / "launch" / "local.sh"
+    script.write_text((LAUNCH / "local.sh").read_text())
+    path = f"{smi.parent}:{os.environ['PATH']}" if gpus else "/usr/bin:/bin"
+    line = ["bash", str(script), "--config=configs/tiny.py"]
+    said = subprocess.check_output(line, env=environment(PATH=path), text=True)
+    asked = f"--config.devices={devices} " if devices else ""
+    assert said == f"-m alexnet_jax.main {asked}--config=configs/tiny.py\n"
+
+
+def test_the_users_options_go_before_the_scripts(home):
+    """As local.sh and slurm.sbatch write them: theirs stands first, and the config's file later."""
+    line = [sys.executable, "-m", "alexnet_jax.main", "--config.devices=8"]
+    line += ["--config=configs/tiny.py", "--mode=describe", "--config.devices=1"]
+    said = subprocess.check_output(line, cwd=ROOT, env=environment(), text=True)
+    assert ", 1 x cpu, float32" in said
+
+
+# --- SLURM --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory):
+    """What one process comes to that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(records, folder, 1, *STEPS)
+    return end_of(records, folder)
+
+
+STEPS = ["checkpoint_every=4", "epochs=4"]
+
+
+def submit(cluster, records, folder, *options):
+    line = command(records, folder, *STEPS)[3:]
+    own = cluster | environment(PYTHON=sys.executable, SLURM_CONF=cluster["SLURM_CONF"])
+    few = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0"]
+    few += [f"--output={folder}.log", f"--chdir={ROOT}", "--time=10", *options]
+    return slurm.Job(own, *few, str(LAUNCH / "slurm.sbatch"), *line)
+
+
+def tasks(folder):
+    """The processes that train in `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"python") and f"--workdir={folder}".encode() in words:
+            found.append(int(process.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
+def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path):
+    with slurm.cluster(tmp_path / "slurm") as cluster:
+        for name in ("scancel -s TERM", "kill -9"):
+            folder = tmp_path / name.replace(" ", "_")
+            job = submit(cluster, records, folder)
+            log = Path(f"{folder}.log")
+            end = time.monotonic() + 240
+            while len(read_metrics(folder)) < 3:
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.2)
+            if name == "kill -9":
+                os.kill(tasks(folder)[-1], signal.SIGKILL)
+            else:
+                job.signal("TERM")
+            assert job.wait(300) == "COMPLETED", log.read_text()
+            said = log.read_text()
+            assert "into the queue again" in said
+            assert "start 2" in said
+            assert "going on from the checkpoint of step" in said
+            ended = end_of(records, folder)
+            jax.tree.map(np.testing.assert_array_equal, ended[3], whole[3])
+            if name == "scancel -s TERM":
+                assert "exit status 75" in said
+            assert_same_end(ended, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
+def test_slurm_keeps_what_only_its_user_can_mend(records, tmp_path):
+    with slurm.cluster(tmp_path / "slurm") as cluster:
+        job = submit(cluster, tmp_path / "none", tmp_path / "run")
+        assert job.wait(120) == "FAILED"
+        said = Path(f"{tmp_path / 'run'}.log").read_text()
+        assert "holds no records" in said
+        assert "into the queue again" not in said

@@ -1,0 +1,285 @@
+"""Several processes: one run, the same result; what ends one ends all, soon and with a reason."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import namedtuple
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import processes, workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.errors import UserError
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.model.mesh import by_machine
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import restore_state
+from tests.conftest import make_config
+from tests.processes import command, finish, start
+
+VALUES = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}
+ADDRESS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+
+
+def end_of(records, folder):
+    """The newest checkpoint's step, arrays and data's position; metrics but for the times."""
+    setup = make_setup(make_config(records, **VALUES))
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        restored, best = restore_state(setup, checkpoints), checkpoints.best_step()
+    told = [
+        {key: value for key, value in line.items() if not key.startswith("time/")}
+        for line in read_metrics(folder)
+    ]
+    return restored.step, best, restored.meta, jax.device_get(restored.state), told
+
+
+def assert_same_end(ours, theirs):
+    assert ours[:3] == theirs[:3]
+    jax.tree.map(np.testing.assert_array_equal, ours[3], theirs[3])
+    assert ours[4] == theirs[4]
+
+
+@pytest.fixture(scope="module")
+def alone(records, tmp_path_factory):
+    """What one process comes to with two devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(records, folder, 1)
+    return end_of(records, folder)
+
+
+def train(records, folder, count, *options):
+    """To the end, in processes of their own; gives what each said and complained of."""
+    told = finish(start(command(records, folder, *options), count))
+    assert [status for status, *_ in told] == [0] * count, told
+    return [said for _, *said in told]
+
+
+def wait_for_lines(folder, running, count=2):
+    while len(read_metrics(folder)) < count:
+        assert all(one.poll() is None for one in running), finish(running)
+        time.sleep(0.05)
+
+
+# --- the same result ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_tower_each_train_as_one(records, alone, tmp_path):
+    """Crops, lighting, dropout, evaluation by one and ten views, layers' health, checkpoints."""
+    told = train(records, tmp_path / "run", 2)
+    assert_same_end(end_of(records, tmp_path / "run"), alone)
+    assert "ten views: validation" in told[0][0]
+    assert "validation" not in "".join(told[1])  # one speaks for all
+    assert len((tmp_path / "run" / workdir.STARTS).read_text().splitlines()) == 1
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("count", [2, 4])
+def test_four_devices_in_several_processes_train_as_in_one(records, tmp_path, count):
+    """Two processes with both towers of a row each, and four with one."""
+    train(records, tmp_path / "alone", 1, "devices=4")
+    train(records, tmp_path / "run", count, "devices=4")
+    assert_same_end(end_of(records, tmp_path / "run"), end_of(records, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_any_number_goes_on(records, alone, tmp_path):
+    folder = tmp_path / "run"
+    running = start(command(records, folder), 2)
+    wait_for_lines(folder, running)
+    running[1].send_signal(signal.SIGTERM)
+    told = finish(running)
+    assert [status for status, *_ in told] == [75, 75], told
+    assert "goes on from the newest checkpoint" in told[0][2].splitlines()[-1]
+    stopped = end_of(records, folder)[0]
+    assert 3 <= stopped < 16
+
+    # One process goes on with two devices, and two with what it has left; so to the same end.
+    train(records, folder, 1, f"steps={stopped + 2}")
+    train(records, folder, 2)
+    ended = end_of(records, folder)
+    # The stop at a step of its own has left a score, and a line where none would be.
+    told = [line for line in ended[4] if line["step"] != stopped + 2]
+    jax.tree.map(np.testing.assert_array_equal, ended[3], alone[3])
+    assert told[-1] == alone[4][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_signal_during_evaluation_stops_all(records, alone, tmp_path):
+    folder = tmp_path / "run"
+    line = [sys.executable, "-c", STOP_IN_EVALUATION, *command(records, folder)[3:]]
+    told = finish(start(line, 2))
+    assert [status for status, *_ in told] == [75, 75], told
+    assert end_of(records, folder)[0] == 8
+    train(records, folder, 2)
+    assert_same_end(end_of(records, folder), alone)
+
+
+CHILD = """
+import os, signal, sys
+from alexnet_jax import command, main, processes, scores, train
+{}
+command.run(main.main, "stopped; the same command goes on from the newest checkpoint")
+"""
+STOP_IN_EVALUATION = CHILD.format("""
+score = scores.Evaluator.score
+def interrupted(self, *what, **how):
+    if processes.number() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return score(self, *what, **how)
+scores.Evaluator.score = interrupted
+""")
+
+
+# --- what ends one ends all ---------------------------------------------------------------------
+
+RAISE = CHILD.format("""
+after = train.Run._after_step
+def fails(self, *what):
+    if processes.number() == {number} and self.step == 5:
+        raise {error}
+    after(self, *what)
+train.Run._after_step = fails
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "error", "status"),
+    [(1, "RuntimeError('the cat is out')", 1), (0, "train.UserError('the cat is out')", 2)],
+)
+def test_an_error_in_one_ends_all_with_its_reason(records, tmp_path, number, error, status):
+    child = RAISE.replace("{number}", str(number)).replace("{error}", error)
+    child = child.replace("import os", "from alexnet_jax.errors import UserError\nimport os")
+    child = child.replace("train.UserError", "UserError")
+    begun = time.monotonic()
+    running = start([sys.executable, "-c", child, *command(records, tmp_path)[3:]], 2)
+    wait_for_lines(tmp_path, running, 1)
+    begun = time.monotonic()
+    told = finish(running)
+    assert time.monotonic() - begun < 20
+    for result in told:
+        assert result[0] == status, told
+        assert f"process {number} on " in result[2].splitlines()[-1]
+        assert "the cat is out" in result[2].splitlines()[-1]
+    assert ("Traceback" in told[number][2]) == (status == 1)
+    assert "Traceback" not in told[1 - number][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_death_ends_all_and_the_same_command_comes_to_the_same_end(
+    records, alone, tmp_path, killed
+):
+    running = start(command(records, tmp_path, "checkpoint_every=2"), 2)
+    wait_for_lines(tmp_path, running)
+    running[killed].kill()
+    begun = time.monotonic()
+    told = finish(running)
+    assert time.monotonic() - begun < 20
+    assert told[killed][0] == -signal.SIGKILL
+    assert told[1 - killed][0] in (1, -signal.SIGABRT), told
+    train(records, tmp_path, 2, "checkpoint_every=2")
+    ended = end_of(records, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, ended[3], alone[3])
+    assert ended[4][-1]["val/loss"] == alone[4][-1]["val/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_part_of_a_checkpoint_that_one_finds_damaged_is_damaged_for_all(records, alone, tmp_path):
+    train(records, tmp_path, 2, "steps=12")
+    newest = tmp_path / workdir.CHECKPOINTS / "00000012" / "state"
+    # Each process has written files of its own; those of the second are cut off.
+    for file in (newest / "ocdbt.process_1").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    told = train(records, tmp_path, 2)
+    assert "checkpoint 12 in" in told[0][0]
+    assert "going on from the checkpoint of step 8" in told[0][0]
+    jax.tree.map(np.testing.assert_array_equal, end_of(records, tmp_path)[3], alone[3])
+
+
+@pytest.mark.slow
+def test_what_the_processes_do_not_share_is_refused(records, tmp_path):
+    """Started in folders of their own, with paths that lead to different places."""
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home in homes:
+        home.mkdir()
+        (home / "configs").symlink_to(os.path.abspath("configs"))
+    shutil.copytree(records, homes[0] / "records")
+    line = command("records", "run")
+
+    def errors():
+        told = finish(start(line, 2, cwd=homes))
+        assert [status for status, *_ in told] == [2, 2], told
+        return [error.splitlines()[-1] for _, _, error in told]
+
+    assert all("process 1 on " in one and "holds no records" in one for one in errors())
+    shutil.copytree(records, homes[1] / "records")
+    assert all("does not see what process 0 wrote into run" in one for one in errors())
+
+
+# --- where a process stands ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, None),  # for an engine that JAX knows
+        ({"JAX_NUM_PROCESSES": "1"}, None),
+        (ADDRESS, ("a:1", 4, 3)),
+        (ADDRESS | {"SLURM_NTASKS": "2"}, ("a:1", 4, 3)),  # what is stated comes first
+        ({"SLURM_NTASKS": "1"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]"}, (None, None, None)),
+        ({"KUBERNETES_SERVICE_HOST": "x"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "0"}, (None, None, None)),
+    ],
+)
+def test_the_environment_tells_where_a_process_stands(environment, place):
+    assert processes.find_place(environment) == place
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is not set"),
+        ({"JAX_NUM_PROCESSES": ""}, "JAX_NUM_PROCESSES is not set"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is not set"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be .* below JAX_NUM_PROCESSES=4"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+        ({"JAX_COORDINATOR_ADDRESS": "node"}, "ADDRESS=node has no port"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_refused(changed, said):
+    with pytest.raises(UserError, match=said):
+        processes.find_place(ADDRESS | changed)
+
+
+def test_tasks_without_srun_are_refused():
+    with pytest.raises(UserError, match="started without srun"):
+        processes.find_place({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"})
+
+
+def test_a_process_that_is_alone_needs_no_service():
+    assert (processes.count(), processes.number()) == (1, 0)
+    assert processes.exchange("x") == ["x"]
+    assert processes.of_first(lambda: 7) == 7
+    processes.require_same("it", "x")
+
+
+def test_devices_are_sorted_by_machine_whatever_the_order_of_the_processes():
+    """Tasks dealt out in turn: processes 0 and 2 on one machine, 1 and 3 on another."""
+    Device = namedtuple("Device", "id process_index")
+    devices = [Device(number, number) for number in range(4)]
+    assert [d.id for d in by_machine(devices, hosts=(0, 1, 0, 1))] == [0, 2, 1, 3]
+    two_each = [Device(number, number // 2) for number in range(4)]
+    assert [d.id for d in by_machine(two_each, hosts=(0, 1))] == [0, 1, 2, 3]
