@@ -3,8 +3,8 @@
 #
 #     bash launch/local.sh --config=configs/alexnet_2012.py --workdir=runs/alexnet_2012
 #
-# Makes the environment if there is none. Any option of alexnet_jax.main may follow, and goes before
-# what is set here. Without a GPU it trains on the CPU.
+# Makes the environment if there is none. Any option of alexnet_jax.main may follow. Without a GPU it
+# trains on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +24,8 @@ if [ ! -x .venv/bin/python ]; then
   .venv/bin/pip install -q -e ".$extra"
 fi
 
-devices=()
-if [ "$gpus" -gt 1 ]; then devices=("--config.devices=$((gpus - gpus % 2))"); fi # towers in pairs
-if [ "$gpus" -eq 1 ]; then devices=("--config.devices=1"); fi
-exec .venv/bin/python -m alexnet_jax.main ${devices[@]+"${devices[@]}"} "$@"
+if [ "$gpus" -gt 1 ]; then gpus=$((gpus - gpus % 2)); fi # towers come in pairs
+if [ "$gpus" -gt 0 ] && [[ " $* " != *" --config.devices="* ]]; then
+  set -- "$@" "--config.devices=$gpus"
+fi
+exec .venv/bin/python -m alexnet_jax.main "$@"

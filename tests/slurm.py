@@ -71,6 +71,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             subprocess.run(line, env=environment, check=True, capture_output=True)
         yield environment
     finally:
+        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
+        time.sleep(2)
         for name in ("slurmd", "slurmctld", "munge"):
             file = folder / f"{name}.pid"
             if file.exists():
