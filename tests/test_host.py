@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from alexnet_jax import host, processes
+from alexnet_jax.errors import UserError
+
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -56,3 +59,24 @@ def test_deterministic_adds_xlas_flag_to_the_users_own(asked, before, after):
     environment |= {"XLA_FLAGS": before} if before else {}
     said = subprocess.check_output([sys.executable, "-c", SET_UP, asked], env=environment)
     assert said.decode().strip() == after
+
+
+GPU = SET_UP.replace("host.set_up", "host._may_have_gpus = lambda: True\nhost.set_up")
+
+
+def test_gpus_get_their_flags_but_for_what_the_user_has_set():
+    """XLA would end the process at a flag that it does not know."""
+    own = "--xla_gpu_nccl_termination_timeout_seconds=60"
+    environment = os.environ | {"XLA_FLAGS": own, "JAX_PLATFORMS": "cpu"}
+    said = subprocess.check_output([sys.executable, "-c", GPU, "False"], env=environment)
+    assert said.decode().split() == [
+        own,
+        "--xla_gpu_enable_latency_hiding_scheduler=true",
+        "--xla_gpu_nccl_terminate_on_error=true",
+    ]
+
+
+def test_processes_share_the_devices_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"config\.devices=3 cannot be shared by 2 processes"):
+        host.set_up(3)

@@ -112,11 +112,11 @@ def test_a_signal_to_one_stops_all_and_any_number_goes_on(records, alone, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_signal_during_evaluation_stops_all(records, alone, tmp_path):
+def test_an_interrupt_during_evaluation_stops_all(records, alone, tmp_path):
     folder = tmp_path / "run"
     line = [sys.executable, "-c", STOP_IN_EVALUATION, *command(records, folder)[3:]]
     told = finish(start(line, 2))
-    assert [status for status, *_ in told] == [75, 75], told
+    assert [status for status, *_ in told] == [75, 130], told
     assert end_of(records, folder)[0] == 8
     train(records, folder, 2)
     assert_same_end(end_of(records, folder), alone)
@@ -132,7 +132,7 @@ STOP_IN_EVALUATION = CHILD.format("""
 score = scores.Evaluator.score
 def interrupted(self, *what, **how):
     if processes.number() == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
     return score(self, *what, **how)
 scores.Evaluator.score = interrupted
 """)
