@@ -15,7 +15,7 @@ from alexnet_jax import processes, workdir
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_metrics
-from alexnet_jax.model.mesh import by_machine
+from alexnet_jax.model.mesh import by_machine, check_peers, make_mesh
 from alexnet_jax.setup import make_setup
 from alexnet_jax.state import restore_state
 from tests.conftest import make_config
@@ -83,9 +83,24 @@ def test_two_processes_with_a_tower_each_train_as_one(records, alone, tmp_path):
 @pytest.mark.parametrize("count", [2, 4])
 def test_four_devices_in_several_processes_train_as_in_one(records, tmp_path, count):
     """Two processes with both towers of a row each, and four with one."""
-    train(records, tmp_path / "alone", 1, "devices=4")
-    train(records, tmp_path / "run", count, "devices=4")
+    options = ["devices=4", "evaluate.batch=48"]  # its last batch is filled up
+    train(records, tmp_path / "alone", 1, *options)
+    train(records, tmp_path / "run", count, *options)
     assert_same_end(end_of(records, tmp_path / "run"), end_of(records, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_score_a_checkpoint_as_one(records, tmp_path):
+    line = [*command(records, tmp_path / "run", "evaluate.batch=48", "steps=2")]
+    assert [status for status, *_ in finish(start(line, 2))] == [0, 0]
+    lines = []
+    for count in (1, 2):
+        told = finish(start([*line, "--mode=evaluate"], count))
+        assert [status for status, *_ in told] == [0] * count, told
+        lines.append([one for one in told[0][1].splitlines() if one.startswith("step 2, ")])
+    assert len(lines[0]) == 2
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.slow
@@ -225,6 +240,29 @@ def test_what_the_processes_do_not_share_is_refused(records, tmp_path):
     assert all("process 1 on " in one and "holds no records" in one for one in errors())
     shutil.copytree(records, homes[1] / "records")
     assert all("does not see what process 0 wrote into run" in one for one in errors())
+
+
+@pytest.mark.parametrize(("read", "refused"), [("same", False), ("other", True)])
+def test_peers_that_hold_the_same_rows_must_have_read_the_same(monkeypatch, read, refused):
+    """Of four processes on a 2 x 2 grid the first two hold one row, the others another."""
+    batch = {"label": np.arange(4)}
+    told = [("[[0, 2]]", "same"), ("[[0, 2]]", read), ("[[2, 4]]", "b"), ("[[2, 4]]", "b")]
+    monkeypatch.setattr(
+        processes, "exchange", lambda mine: [f'[{rows}, "{digest}"]' for rows, digest in told]
+    )
+    if refused:
+        with pytest.raises(UserError, match="processes 0 and 1 hold the same rows of the batch"):
+            check_peers(make_mesh(2, 2), batch, 4)
+    else:
+        check_peers(make_mesh(2, 2), batch, 4)
+
+
+def test_what_a_process_tells_its_peers_changes_with_what_it_has_read(monkeypatch):
+    told = []
+    monkeypatch.setattr(processes, "exchange", lambda mine: told.append(mine) or [mine])
+    for label in (np.arange(4), np.arange(4), np.arange(1, 5)):
+        check_peers(make_mesh(2, 2), {"label": label}, 4)
+    assert told[0] == told[1] != told[2]
 
 
 # --- where a process stands ---------------------------------------------------------------------

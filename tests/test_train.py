@@ -78,12 +78,39 @@ def test_a_run_that_died_after_its_checkpoint_drops_the_lines_that_came_later(
     assert_same(final_state(c, died)[1], final_state(c, whole)[1])
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_a_checkpoint_opens_on_another_number_of_devices(records, whole, devices):
-    saved = make_config(records, steps=12, checkpoint_every=6, **LAST)
-    here = make_config(records, steps=12, checkpoint_every=6, devices=devices, **LAST)
-    assert saved.devices == 2
-    assert_same(final_state(here, whole)[1], final_state(saved, whole)[1])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"devices": 1},
+        {"devices": 4},
+        {"devices": 2, "towers_apart": False},
+        {"dtype": "bfloat16"},
+        {"data__threads": 3},
+    ],
+)
+def test_a_checkpoint_opens_on_other_devices_in_other_precision_with_other_threads(
+    records, whole, values
+):
+    """Its arrays are the same, to the last bit, and so is the batch that comes next."""
+    saved = make_config(records, **LAST)
+    assert (saved.devices, saved.towers_apart, saved.dtype) == (2, True, "float32")
+    (state, batch), (expected, expected_batch) = (
+        state_and_next_batch(c, whole) for c in (make_config(records, **LAST | values), saved)
+    )
+    assert_same(state, expected)
+    assert_same(batch, expected_batch)
+
+
+def state_and_next_batch(c: config.Config, folder: Path):
+    setup = make_setup(c)
+    rows = [(0, c.batch)]
+    batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
+    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        state = jax.device_get(restore_state(setup, checkpoints, batches).state)
+    assert batches.get_state() == {"next_step": 12}
+    batch = next(batches)
+    batches.close()
+    return state, batch
 
 
 def test_the_lines_of_metrics(whole):
