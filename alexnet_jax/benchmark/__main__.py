@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--json={_JSON.value}: make its folder first")
     c = command.given_config()
     devices = _numbers(_DEVICES, c.devices)
-    host.set_up(max(devices))
+    host.set_up(max(devices), deterministic=c.deterministic)
     with tempfile.TemporaryDirectory(prefix="alexnet-jax-benchmark-") as folder:
         bench = Bench(
             config=with_records(c, Path(folder)),
