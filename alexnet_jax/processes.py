@@ -61,6 +61,8 @@ def join() -> None:
     try:
         jax.distributed.initialize(
             *place,
+            # Else JAX would ask the engine even for what is stated: which devices are this one's.
+            cluster_detection_method="deactivate" if place.num_processes else None,
             coordinator_bind_address=_own_address(place.coordinator_address),
             initialization_timeout=START,
             heartbeat_timeout_seconds=HEARTBEAT,

@@ -24,6 +24,9 @@ from alexnet_jax.stopping import Stop, Stopped
 from alexnet_jax.terminal import progress_bar, say
 
 
+CHECKED_BATCHES = 2  # of each start: do processes that hold the same rows read the same?
+
+
 def fit(c: config.Config, folder: Path) -> None:
     """Trains the config's network in the workdir `folder`; goes on if it was begun there.
 
@@ -46,9 +49,6 @@ def fit(c: config.Config, folder: Path) -> None:
 def _record_start(run: "Run") -> None:
     machine = host.describe(run.setup.network.mesh.devices.flatten().tolist())
     workdir.record_start(run.folder, run.step, run.setup.records.manifest.hash, machine)
-
-
-CHECKED_BATCHES = 2  # of each start: do processes that hold the same rows read the same?
 
 
 class Run:

@@ -118,7 +118,11 @@ def test_the_pods_of_the_jobset_train(records, home):
     variables = {one["name"]: one.get("value") for one in container["env"]}
     variables["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
     del variables["JAX_COMPILATION_CACHE_DIR"]
-    own = [environment(**variables | {"JAX_PROCESS_ID": str(pod)}) for pod in range(2)]
+    variables["KUBERNETES_SERVICE_HOST"] = "127.0.0.1"  # as every pod has it
+    own = [
+        environment(**variables | {"JAX_PROCESS_ID": str(pod), "JOB_COMPLETION_INDEX": str(pod)})
+        for pod in range(2)
+    ]
     run_in_two([small(line, records, home)] * 2, own, home)
 
 
