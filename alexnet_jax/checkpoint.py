@@ -59,11 +59,12 @@ class Checkpoints:
             read_only=read_only,
         )
         # Orbax would not open the folder.
-        self._put_aside(processes.of_first(self._with_bad_scores))
+        bad = processes.of_first(lambda: _with_bad_scores(self.folder, read_only))
+        _put_aside(self.folder, bad)
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers=_handlers()
         )
-        self._reader = _reader(self.folder)
+        self._reader = _Reader(self.folder)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, rising."""
@@ -130,13 +131,13 @@ class Checkpoints:
             restored = self._read(candidate, state, data, check)
             if restored is not None:
                 if damaged and not self._read_only:
-                    self._put_aside(damaged)
+                    _put_aside(self.folder, damaged)
                     self._manager.reload()
                     self._reader.reload()
                 return restored
             damaged.append(candidate)
         if damaged:
-            raise self._all_damaged(damaged)
+            raise _all_damaged(self.folder, damaged)
         return None
 
     def writing(self) -> bool:
@@ -196,7 +197,7 @@ class Checkpoints:
         """The checkpoint of `step`; None, in all processes, if any has found it damaged."""
         problem, values, found = "", dict[str, Any](), None
         try:
-            values, found = self._read_here(step, state, check)
+            values, found = self._reader.read(step, state, check)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
@@ -211,13 +212,37 @@ class Checkpoints:
             data.set_state(values["data"])
         return Restored(step, found, values["meta"])
 
-    def _read_here(
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads checkpoints, or this process' parts of them, without waiting for other processes.
+
+    Orbax' own way ends with all processes waiting for each other, and would wait long for one that
+    has found its part damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        here = processes.number()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            step_format_fixed_length=8, read_only=True, multiprocessing_options=alone
+        )
+        handlers = _handlers(multiprocessing_options=alone)
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        self._folder = folder
+        self.reload, self.close = self._manager.reload, self._manager.close
+
+    def read(
         self, step: int, state: Any, check: Callable[[dict[str, Any]], None]
     ) -> tuple[dict[str, Any], Any]:
-        """What was sealed, and the arrays or this process' parts of them."""
+        """What was sealed, and the arrays as `state` places them; raises what Orbax raises."""
         sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
         if "seal" not in sealed:
-            raise UserError(f"checkpoint {step} in {self.folder} is of another version")
+            raise UserError(f"checkpoint {step} in {self._folder} is of another version")
         if sealed.pop("seal") != seal(sealed):
             raise ValueError(CHANGED)
         check(sealed["meta"])
@@ -226,44 +251,7 @@ class Checkpoints:
         return sealed, self._restore(step, state=arrays).state
 
     def _restore(self, step: int, **items: Any) -> Any:
-        return self._reader.restore(step, args=ocp.args.Composite(**items))
-
-    def _with_bad_scores(self) -> list[int]:
-        """The steps of checkpoints whose scores cannot be read, if there are others to go on with.
-
-        Raises:
-          UserError: there are none, or the folder must not be changed.
-        """
-        steps, bad = [path for path in self.folder.glob("*") if path.name.isdecimal()], []
-        for step in steps:
-            scores = step / "metrics" / "metrics"
-            try:
-                json.loads(scores.read_text() if scores.exists() else "{}")
-            except ValueError:
-                say(f"the scores of checkpoint {int(step.name)}, {scores}, are damaged")
-                bad.append(int(step.name))
-        if bad and (self._read_only or len(bad) == len(steps)):
-            raise self._all_damaged(bad)
-        return bad
-
-    def _all_damaged(self, steps: list[int]) -> UserError:
-        return UserError(
-            f"the checkpoints of step {', '.join(map(str, steps))} in {self.folder} are damaged; "
-            f"restore one from a copy, or train in another --workdir"
-        )
-
-    def _put_aside(self, steps: list[int]) -> None:
-        """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
-        processes.of_first(lambda: self._rename(steps))
-
-    def _rename(self, steps: list[int]) -> None:
-        for step in steps:
-            aside, tried = self.folder.with_name(f"damaged-{step}"), 0
-            while aside.exists():
-                tried += 1
-                aside = self.folder.with_name(f"damaged-{step}.{tried}")
-            os.replace(self.folder / f"{step:08d}", aside)
-            say(f"checkpoint {step} is put aside as {aside}")
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
 
 def _handlers(**options: Any) -> dict[str, Any]:
@@ -274,21 +262,48 @@ def _handlers(**options: Any) -> dict[str, Any]:
     }
 
 
-def _reader(folder: Path) -> ocp.CheckpointManager:
-    """A manager that reads in this process alone.
+# --- what is damaged ----------------------------------------------------------------------------
 
-    Orbax' own way of reading ends with all processes waiting for each other, and would wait long
-    for one that has found its part damaged.
+
+def _with_bad_scores(folder: Path, read_only: bool) -> list[int]:
+    """The steps of checkpoints whose scores cannot be read, if there are others to go on with.
+
+    Raises:
+      UserError: there are none, or the folder must not be changed.
     """
-    here = processes.number()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    steps, bad = [path for path in folder.glob("*") if path.name.isdecimal()], []
+    for step in steps:
+        scores = step / "metrics" / "metrics"
+        try:
+            json.loads(scores.read_text() if scores.exists() else "{}")
+        except ValueError:
+            say(f"the scores of checkpoint {int(step.name)}, {scores}, are damaged")
+            bad.append(int(step.name))
+    if bad and (read_only or len(bad) == len(steps)):
+        raise _all_damaged(folder, bad)
+    return bad
+
+
+def _all_damaged(folder: Path, steps: list[int]) -> UserError:
+    return UserError(
+        f"the checkpoints of step {', '.join(map(str, steps))} in {folder} are damaged; "
+        f"restore one from a copy, or train in another --workdir"
     )
-    options = ocp.CheckpointManagerOptions(
-        step_format_fixed_length=8, read_only=True, multiprocessing_options=alone
-    )
-    handlers = _handlers(multiprocessing_options=alone)
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _put_aside(folder: Path, steps: list[int]) -> None:
+    """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
+
+    def rename() -> None:
+        for step in steps:
+            aside, tried = folder.with_name(f"damaged-{step}"), 0
+            while aside.exists():
+                tried += 1
+                aside = folder.with_name(f"damaged-{step}.{tried}")
+            os.replace(folder / f"{step:08d}", aside)
+            say(f"checkpoint {step} is put aside as {aside}")
+
+    processes.of_first(rename)
 
 
 def _reason(error: Exception) -> str:

@@ -33,7 +33,12 @@ START = 600  # seconds within which all must have come: machines may start one a
 _FOREVER = 7 * 24 * 3600 * 1000  # milliseconds
 _ENDED = "alexnet_jax/ended"  # why the run was ended, by the process that did it
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # which JAX reads
+_POLL = 0.5  # seconds between two looks whether another has ended the run
 _T = TypeVar("_T")
+
+# All processes count alike, for they call alike.
+_exchanges, _looks = itertools.count(), itertools.count(1)
 
 
 class Place(NamedTuple):
@@ -130,9 +135,6 @@ def _own_address(coordinator: str | None) -> str | None:
     return coordinator if on_this_machine else None
 
 
-_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # which JAX reads
-
-
 # --- what they know of each other ---------------------------------------------------------------
 
 
@@ -172,9 +174,6 @@ def exchange(text: str) -> list[str]:
     return [client.blocking_key_value_get(f"{at}/{one}", _FOREVER) for one in range(count())]
 
 
-_exchanges = itertools.count()
-
-
 def of_first(work: Callable[[], _T]) -> _T:
     """What `work`, done by the first process, has given, as JSON has it: in all, when it is done.
 
@@ -195,11 +194,6 @@ def require_same(what: str, value: str) -> None:
         )
 
 
-@functools.cache
-def _looks() -> Any:
-    return itertools.count(1)
-
-
 def asked_to_stop() -> bool:
     """Whether SIGTERM has come to any of several processes.
 
@@ -208,12 +202,10 @@ def asked_to_stop() -> bool:
     """
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-    return reached_preemption_sync_point(next(_looks()))
+    return reached_preemption_sync_point(next(_looks))
 
 
 # --- how one ends all ---------------------------------------------------------------------------
-
-_POLL = 0.5  # seconds
 
 
 def end(status: int, why: str) -> NoReturn:

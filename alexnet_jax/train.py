@@ -23,7 +23,6 @@ from alexnet_jax.step import Control, make_control, make_step, training_input
 from alexnet_jax.stopping import Stop, Stopped
 from alexnet_jax.terminal import progress_bar, say
 
-
 CHECKED_BATCHES = 2  # of each start: do processes that hold the same rows read the same?
 
 

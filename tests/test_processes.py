@@ -156,6 +156,7 @@ scores.Evaluator.score = interrupted
 # --- what ends one ends all ---------------------------------------------------------------------
 
 RAISE = CHILD.format("""
+from alexnet_jax.errors import UserError
 after = train.Run._after_step
 def fails(self, *what):
     if processes.number() == {number} and self.step == 5:
@@ -168,13 +169,13 @@ train.Run._after_step = fails
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "error", "status"),
-    [(1, "RuntimeError('the cat is out')", 1), (0, "train.UserError('the cat is out')", 2)],
+    [
+        (1, "RuntimeError('the cat is out')", 1),
+        pytest.param(0, "UserError('the cat is out')", 2, marks=pytest.mark.long),
+    ],
 )
 def test_an_error_in_one_ends_all_with_its_reason(records, tmp_path, number, error, status):
     child = RAISE.replace("{number}", str(number)).replace("{error}", error)
-    child = child.replace("import os", "from alexnet_jax.errors import UserError\nimport os")
-    child = child.replace("train.UserError", "UserError")
-    begun = time.monotonic()
     running = start([sys.executable, "-c", child, *command(records, tmp_path)[3:]], 2)
     wait_for_lines(tmp_path, running, 1)
     begun = time.monotonic()
@@ -189,7 +190,7 @@ def test_an_error_in_one_ends_all_with_its_reason(records, tmp_path, number, err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_death_ends_all_and_the_same_command_comes_to_the_same_end(
     records, alone, tmp_path, killed
 ):

@@ -126,10 +126,10 @@ def test_no_convolution_is_grouped(records, devices):
     assert set(groups) == {"1"}
 
 
-def losses_and_params(records, devices: int, steps: int):
+def losses_and_params(records, steps: int, **values):
     """Each picture's loss at each step, and the parameters before and after them all."""
     phases = [{"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True}]
-    setup = make_setup(make_config(records, devices=devices, batch=32, policy__phases=phases))
+    setup = make_setup(make_config(records, batch=32, policy__phases=phases, **values))
     batches, placed, control = step_inputs(setup)
     step, state, losses = make_step(setup), init_state(setup), []
     before = jax.device_get(state["params"])
@@ -148,15 +148,15 @@ def test_one_two_and_four_devices_train_alike_for_twenty_steps(records):
     change. Measured: 1e-6 and 6e-6. Where rounding decides a maximum, though, a gradient jumps, and
     training goes on from there: at ten times this rate single losses differed by up to 0.5%.
     """
-    losses, before, after = losses_and_params(records, 1, 20)
-    for devices in (2, 4):
-        other_losses, _, other_after = losses_and_params(records, devices, 20)
+    losses, before, after = losses_and_params(records, 20, devices=1)
+    for values in ({"devices": 2}, {"devices": 4}, {"devices": 2, "towers_apart": False}):
+        other_losses, _, other_after = losses_and_params(records, 20, **values)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-3)
-        for layer, values in after.items():
-            for name, ours in values.items():
+        for layer, ours_of_layer in after.items():
+            for name, ours in ours_of_layer.items():
                 distance = np.linalg.norm(other_after[layer][name] - ours)
                 change = np.linalg.norm(ours - before[layer][name])
-                assert distance < 1e-2 * change, (devices, layer, name, distance / change)
+                assert distance < 1e-2 * change, (values, layer, name, distance / change)
 
 
 def test_parameters_are_halved_between_the_towers():
