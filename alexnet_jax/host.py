@@ -4,7 +4,7 @@ import ctypes
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -40,10 +40,11 @@ def set_up(devices: int, *, deterministic: bool = False) -> None:
             f"give a multiple of {processes.count()}"
         )
     if _may_have_gpus():
-        _set_flags(GPU_FLAGS)
+        _add_gpu_flags()
         os.environ.setdefault("NCCL_DEBUG", "WARN")
     if deterministic:
-        _set_flags({"xla_gpu_deterministic_ops": "true"})
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # It would say at every start that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     jax.config.update("jax_num_cpu_devices", devices // processes.count())
@@ -62,10 +63,10 @@ def _may_have_gpus() -> bool:
     return platforms != "cpu" and any("cuda" in plugin for plugin in plugins)
 
 
-def _set_flags(flags: Mapping[str, str]) -> None:
-    """Adds to XLA_FLAGS what is not set there."""
+def _add_gpu_flags() -> None:
+    """Adds to XLA_FLAGS what the user has not set there."""
     given = os.environ.get("XLA_FLAGS", "")
-    added = [f"--{name}={value}" for name, value in flags.items() if f"--{name}=" not in given]
+    added = [f"--{name}={value}" for name, value in GPU_FLAGS.items() if f"--{name}=" not in given]
     os.environ["XLA_FLAGS"] = " ".join([*given.split(), *added])
 
 

@@ -143,7 +143,8 @@ def start(records, folder, *options):
     line += [f"--workdir={folder}", f"--config.data.records={records}", "--config.batch=16"]
     line += ["--config.model.width=0.125", "--config.log.every=1", "--config.epochs=1000", *options]
     pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    how = {"stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
+    return subprocess.Popen(line, cwd=ROOT, **how)
 
 
 def wait_for_steps(folder, process):
@@ -164,6 +165,8 @@ def test_the_process_saves_and_ends_with_a_status_that_says_why(records, tmp_pat
     assert process.returncode == status, error
     assert "goes on from the newest checkpoint" in error.splitlines()[-1]
     assert "Traceback" not in error
+    with pytest.raises(ProcessLookupError):  # of what it has started nothing is left
+        os.killpg(process.pid, 0)
     saved = int(said.rpartition("stopped after step ")[2].split(",")[0])
     assert (tmp_path / "run" / workdir.CHECKPOINTS / f"{saved:08d}").is_dir()
     # Meanwhile a second one was refused.
