@@ -102,6 +102,7 @@ def cifar(records):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_layer_has_a_row_on_a_grid_of_both_axes(records, tmp_path):
     rows = layers.measure(bench(tmp_path, make_config(records), devices=(4,)))
     assert [row["layer"] for row in rows] == [*make_config().model.names, "input, loss, update"]

@@ -222,6 +222,7 @@ def test_a_part_of_a_checkpoint_that_one_finds_damaged_is_damaged_for_all(record
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_the_processes_do_not_share_is_refused(records, tmp_path):
     """Started in folders of their own, with paths that lead to different places."""
     homes = [tmp_path / "a", tmp_path / "b"]
