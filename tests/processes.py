@@ -8,7 +8,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from alexnet_jax import workdir
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.metrics import read_metrics
+from alexnet_jax.setup import make_setup
+from alexnet_jax.state import restore_state
+from tests.conftest import make_config
+
+VALUES = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}  # `command`'s
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240  # seconds: two cores may have much else to do
 
@@ -66,3 +75,28 @@ def finish(processes: Iterable[subprocess.Popen]) -> list[tuple[int, str, str]]:
         for process in processes:
             process.kill()
     return [(process.returncode, *both) for process, both in zip(processes, told, strict=True)]
+
+
+def train(records, folder, count, *options):
+    """To the end, in processes of their own; gives what each said and complained of."""
+    told = finish(start(command(records, folder, *options), count))
+    assert [status for status, *_ in told] == [0] * count, told
+    return [said for _, *said in told]
+
+
+def end_of(records, folder):
+    """The newest checkpoint's step, arrays and data's position; metrics but for the times."""
+    setup = make_setup(make_config(records, **VALUES))
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        restored, best = restore_state(setup, checkpoints), checkpoints.best_step()
+    told = [
+        {key: value for key, value in line.items() if not key.startswith("time/")}
+        for line in read_metrics(folder)
+    ]
+    return restored.step, best, restored.meta, jax.device_get(restored.state), told
+
+
+def assert_same_end(ours, theirs):
+    assert ours[:3] == theirs[:3]
+    jax.tree.map(np.testing.assert_array_equal, ours[3], theirs[3])
+    assert ours[4] == theirs[4]

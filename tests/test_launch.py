@@ -18,8 +18,16 @@ import yaml
 from alexnet_jax.metrics import read_metrics
 from tests import slurm
 from tests.conftest import SHARED
-from tests.processes import ROOT, command, environment, finish, free_port
-from tests.test_processes import assert_same_end, end_of, train
+from tests.processes import (
+    ROOT,
+    assert_same_end,
+    command,
+    end_of,
+    environment,
+    finish,
+    free_port,
+    train,
+)
 
 LAUNCH = ROOT / "launch"
 CRD = SHARED / "jobset_crd.yaml"

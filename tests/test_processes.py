@@ -12,35 +12,12 @@ import numpy as np
 import pytest
 
 from alexnet_jax import processes, workdir
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_metrics
 from alexnet_jax.model.mesh import by_machine, check_peers, make_mesh
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import restore_state
-from tests.conftest import make_config
-from tests.processes import command, finish, start
+from tests.processes import assert_same_end, command, end_of, finish, start, train
 
-VALUES = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}
 ADDRESS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-
-
-def end_of(records, folder):
-    """The newest checkpoint's step, arrays and data's position; metrics but for the times."""
-    setup = make_setup(make_config(records, **VALUES))
-    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        restored, best = restore_state(setup, checkpoints), checkpoints.best_step()
-    told = [
-        {key: value for key, value in line.items() if not key.startswith("time/")}
-        for line in read_metrics(folder)
-    ]
-    return restored.step, best, restored.meta, jax.device_get(restored.state), told
-
-
-def assert_same_end(ours, theirs):
-    assert ours[:3] == theirs[:3]
-    jax.tree.map(np.testing.assert_array_equal, ours[3], theirs[3])
-    assert ours[4] == theirs[4]
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +26,6 @@ def alone(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     train(records, folder, 1)
     return end_of(records, folder)
-
-
-def train(records, folder, count, *options):
-    """To the end, in processes of their own; gives what each said and complained of."""
-    told = finish(start(command(records, folder, *options), count))
-    assert [status for status, *_ in told] == [0] * count, told
-    return [said for _, *said in told]
 
 
 def wait_for_lines(folder, running, count=2):

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import optim
-from alexnet_jax.benchmark.bench import Bench, Row, Step, case
+from alexnet_jax.benchmark.bench import Bench, Row, case
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import DATA, TOWER
@@ -73,7 +73,7 @@ def measure_collectives(bench: Bench) -> list[Row]:
     """Every exchange of the step, with its layer and bytes."""
     rows: list[Row] = []
     for c in bench.cases():
-        for one in collectives(Step(c).compiled.as_text()):
+        for one in collectives(compiled_step(make_setup(c)).as_text()):
             layers = [word for word in re.findall(r"\w+", one.scope) if word in c.model.names]
             way = "backward" if "transpose(" in one.scope else "forward"
             row = {"kind": one.kind, "layer": " ".join(dict.fromkeys(layers)), "pass": way}
@@ -83,16 +83,13 @@ def measure_collectives(bench: Bench) -> list[Row]:
 
 
 def measure_traffic(bench: Bench) -> list[Row]:
-    """What each device sends in a step, in MB, by what is shared: the towers, the batch, or both.
-
-    Nothing is computed; the step is compiled for arrays that are not there.
-    """
+    """What each device sends in a step, in MB: where towers, the batch or both are shared."""
     rows: list[Row] = []
     for c, apart in itertools.product(bench.cases(), (True, False)):
         if c.devices == 1:
             raise UserError("traffic: a single device sends nothing; give --devices=2,4")
         setup = make_setup(dataclasses.replace(c, towers_apart=apart))
-        found = collectives(_compiled_for_shapes(setup).as_text())
+        found = collectives(compiled_step(setup).as_text())
         mesh = setup.network.mesh.shape
         shared = [name for name, axis in (("towers", TOWER), ("batch", DATA)) if mesh[axis] > 1]
         row: Row = {"shared": " and ".join(shared)}
@@ -111,8 +108,11 @@ def _by_axis(found: list[Collective], towers: int) -> dict[str, int]:
     return sums
 
 
-def _compiled_for_shapes(setup: Setup) -> Any:
-    """The compiled step of a setup; a single picture is read to know what a batch is like."""
+def compiled_step(setup: Setup) -> Any:
+    """The compiled step of a setup, for a state and a batch that are not there.
+
+    A single picture is read, to know what a batch is like.
+    """
     c, network = setup.config, setup.network
     with closing(train_batches(setup.train, c.data, batch=1, seed=0, rows=[(0, 1)])) as batches:
         one = next(batches)
@@ -130,7 +130,7 @@ def measure_memory(bench: Bench) -> list[Row]:
     """Megabytes on each device, as the compiler plans them: of the state, and at most."""
     rows: list[Row] = []
     for c in bench.cases():
-        plan = Step(c).compiled.memory_analysis()
+        plan = compiled_step(make_setup(c)).memory_analysis()
         kept = plan.argument_size_in_bytes
         new = plan.output_size_in_bytes - plan.alias_size_in_bytes
         parts = {"state and input": kept, "temporary": plan.temp_size_in_bytes}
