@@ -211,8 +211,9 @@ def _run(
         }
         try:
             done, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            for future in missing.values():  # of several errors by now, the first picture's
+                if future in done:
+                    future.result()
         except BaseException:
             progress.stop.set()
             pool.shutdown(cancel_futures=True)

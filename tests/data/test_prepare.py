@@ -1,5 +1,6 @@
 """From a source to records: right pixels, and the same whatever happens on the way."""
 
+import concurrent.futures
 import hashlib
 import os
 import shutil
@@ -220,8 +221,12 @@ def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch
 
 
 def test_labels_outside_the_classes(tmp_path, monkeypatch):
+    """All shards have failed before the error is looked for: the first picture is named."""
     wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
     monkeypatch.setattr(sources.Drawn, "read", lambda *_: wrong)
+    monkeypatch.setattr(
+        prepare_module, "wait", lambda futures, **_: concurrent.futures.wait(futures)
+    )
     with pytest.raises(UserError, match=r"generated\[0, 0\] has label 10; the 10 classes are 0 to"):
         prepare("generated:20", tmp_path / "out", size=16, threads=1)
 
