@@ -18,6 +18,7 @@ import simplejpeg
 
 from alexnet_jax import prepare as prepare_module
 from alexnet_jax.data import records, shards, sources
+from alexnet_jax.data.sources import generated
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import main, prepare
 
@@ -86,7 +87,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
     """Stopped after so many pictures, again and again: every file is that of a run in one go."""
     prepare("generated:600", tmp_path / "whole", size=20, format=kind)
     drawn = {"count": 0}
-    original = sources.Drawn.read
+    original = generated.Drawn.read
 
     def read_some(self, index):
         drawn["count"] += 1
@@ -94,7 +95,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
             raise KeyboardInterrupt
         return original(self, index)
 
-    monkeypatch.setattr(sources.Drawn, "read", read_some)
+    monkeypatch.setattr(generated.Drawn, "read", read_some)
     stops = 0
     while not records.is_prepared(tmp_path / "parts"):
         try:
@@ -223,7 +224,7 @@ def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch
 def test_labels_outside_the_classes(tmp_path, monkeypatch):
     """All shards have failed before the error is looked for: the first picture is named."""
     wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
-    monkeypatch.setattr(sources.Drawn, "read", lambda *_: wrong)
+    monkeypatch.setattr(generated.Drawn, "read", lambda *_: wrong)
     monkeypatch.setattr(
         prepare_module, "wait", lambda futures, **_: concurrent.futures.wait(futures)
     )

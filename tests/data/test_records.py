@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from alexnet_jax.data import generated, layout, records, shards
+from alexnet_jax.data import layout, records, shards
+from alexnet_jax.data.sources import generated
 from alexnet_jax.errors import UserError
 
 

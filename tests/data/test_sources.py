@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_jax.data import generated
-from alexnet_jax.data.sources import CIFAR10_CLASSES, Source, open_source
+from alexnet_jax.data.sources import Source, cifar10, generated, open_source
 from alexnet_jax.errors import UserError
 from tests.data.conftest import tar_of
 
@@ -252,7 +251,7 @@ def python_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
 
 
 def check_cifar(source: Source, cifar) -> None:
-    assert source.classes == CIFAR10_CLASSES
+    assert source.classes == cifar10.CLASSES
     train = [cifar[f"data_batch_{i}"] for i in range(1, 6)]
     for split, parts in (("train", train), ("test", [cifar["test_batch"]])):
         read = read_all(source, split)

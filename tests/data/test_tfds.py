@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import records
-from alexnet_jax.data.sources import CIFAR10_CLASSES, open_source
+from alexnet_jax.data.sources import cifar10, open_source
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import prepare
 from tests.data.conftest import tar_of
@@ -143,7 +143,7 @@ def test_imagenet2012_without_labels(without_tensorflow, downloads, tmp_path):
 def test_cifar10(without_tensorflow, tmp_path, monkeypatch):
     folder = tmp_path / "cifar" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    (folder / "batches.meta.txt").write_text("\n".join(CIFAR10_CLASSES) + "\n\n")
+    (folder / "batches.meta.txt").write_text("\n".join(cifar10.CLASSES) + "\n\n")
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         rows = rng.integers(0, 256, (7, 3073), np.uint8)
@@ -159,7 +159,7 @@ def test_cifar10(without_tensorflow, tmp_path, monkeypatch):
             (f"tfds:cifar10@{tmp_path}/data", "theirs"),
         )
     )
-    assert ours.classes == theirs.classes == CIFAR10_CLASSES
+    assert ours.classes == theirs.classes == cifar10.CLASSES
     opened = [records.open_records(tmp_path / name) for name in ("ours", "theirs")]
     for split, count in (("train", 35), ("test", 7)):
         contents = []

@@ -6,9 +6,13 @@ size, proportions, brightness and background vary; a mirror image stays in its c
 """
 
 import colorsys
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from alexnet_jax.data.sources.source import Example, Source
+from alexnet_jax.errors import UserError
 
 FORMS = ("disk", "cross", "horizontal", "vertical", "checks")
 FAMILIES = {
@@ -19,6 +23,34 @@ CLASSES = tuple(f"{family} {form}" for family in FAMILIES for form in FORMS)
 TRAIN, VALIDATION = 4096, 512  # pictures
 
 _SCALE = 4  # cv2 draws at fractions of a pixel: in 2^-4
+
+
+def open_generated(count: str, size: int) -> Source:
+    """`count` training pictures, or 4096 if it is empty, and 512 others, of side `size`."""
+    if count and not (count.isdecimal() and int(count)):
+        raise UserError(f"--source=generated:{count}: give a number of pictures, as generated:4096")
+    train = Drawn(int(count or TRAIN), 0, size)
+    validation = Drawn(VALIDATION, 1, size)
+    return Source(CLASSES, {"train": train, "validation": validation})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of the generated set; picture i has class i modulo 10."""
+
+    count: int
+    split: int  # 0: train, 1: validation
+    size: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return f"generated[{self.split}, {index}]"
+
+    def read(self, index: int) -> Example:
+        label = index % len(CLASSES)
+        return Example(draw((self.split, index), label, self.size), label)
 
 
 def draw(seed: tuple[int, int], label: int, size: int) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""Pictures in files of their own, in a folder for each class."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.data.sources.source import SPLITS, Example, Source
+from alexnet_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures in files of their own."""
+
+    root: Path
+    paths: Sequence[str]  # below root
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+    def read(self, index: int) -> Example:
+        """Raises ValueError where there is only a link that leads nowhere."""
+        try:
+            data = (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                raise ValueError("is a link that leads nowhere") from error
+            raise
+        return Example(data, int(self.labels[index]))
+
+
+def open_folder(path: str) -> Source:
+    """The source of ``folder:PATH``."""
+    root = existing_folder(path, "folder")
+    found: dict[str, Path] = {}
+    for folder in subfolders(root):
+        split = SPLITS.get(folder.name)
+        if split in found:
+            raise UserError(f"{found[split]} and {folder} are both the {split} split; remove one")
+        if split is not None:
+            found[split] = folder
+    if "train" not in found:
+        raise UserError(f"{root} has no folder train; it must hold train/CLASS/PICTURE")
+    classes = tuple(folder.name for folder in subfolders(found["train"]))
+    if not classes:
+        raise UserError(f"{found['train']} has no folders; it must hold one for each class")
+    order = [split for split in ("train", "validation", "test") if split in found]
+    return Source(classes, {split: class_folders(found[split], classes) for split in order})
+
+
+def class_folders(root: Path, classes: Sequence[str]) -> Files:
+    """The pictures of root/CLASS/PICTURE, classes and pictures in the order of their names."""
+    numbers = {name: label for label, name in enumerate(classes)}
+    paths, labels = [], []
+    for folder in subfolders(root):
+        if folder.name not in numbers:
+            raise UserError(f"{folder} is a class that the training split does not have")
+        names = picture_names(folder)
+        paths += [f"{folder.name}/{name}" for name in names]
+        labels += [numbers[folder.name]] * len(names)
+    return Files(root, paths, np.array(labels, np.int32))
+
+
+def picture_names(folder: Path) -> list[str]:
+    """The names of all files in `folder` that are not hidden, sorted."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        if os.path.isdir(entry.path):  # a link that leads nowhere is none
+            raise UserError(f"{entry.path} is a folder where a picture should be")
+    return sorted(entry.name for entry in shown)
+
+
+def subfolders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def existing_folder(path: str, kind: str) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"--source={kind}:{path}: there is no folder {path}")
+    return Path(path)
