@@ -57,6 +57,21 @@ def test_a_started_gather_and_a_sum_of_several_arrays_are_read():
     assert total.groups == ((0, 2), (1, 3))
 
 
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}", ((0, 1), (2, 3))),
+        ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("replica_groups={}", ((0, 1, 2, 3),)),
+        ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
+    ],
+)
+def test_every_way_to_write_groups_of_devices_is_read(written, groups):
+    hlo = f"HloModule x, num_partitions=4\n %g = f32[2]{{0}} all-reduce(%x), {written}, id=1"
+    assert program.collectives(hlo)[0].groups == groups
+
+
 def test_plain_jax_gives_our_logits():
     plain_jax = pytest.importorskip("tests.peers.plain_jax")
     plain = config.as_dict(config.parse(alexnet.get_config()))

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import workdir
+from alexnet_jax import seal, workdir
+from alexnet_jax.benchmark.program import collectives
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import MetricsLog, read_metrics
@@ -149,6 +150,15 @@ def test_another_number_in_the_arrays_is_noticed(tmp_path, records):
     swapped = values.copy()
     swapped[0, 0], swapped[3, 4] = values[3, 4], values[0, 0]
     assert fingerprints({"w": swapped}) != whole
+
+
+def test_devices_send_only_sums_to_tell_what_was_saved():
+    """And not their parts of the arrays, which are half a gigabyte at full size."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    values = jax.ShapeDtypeStruct((64, 64), np.float32, sharding=split)
+    found = collectives(jax.jit(seal._sums).lower({"w": values}).compile().as_text())
+    assert [(one.kind, one.bytes) for one in found] == [("all-reduce", 4)]
 
 
 # --- other people's files -----------------------------------------------------------------------

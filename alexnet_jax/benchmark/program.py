@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import optim
@@ -35,6 +36,8 @@ class Collective(NamedTuple):
     def sent(self) -> int:
         """Bytes that each device sends, if they are passed around in a ring."""
         others, size = len(self.groups[0]) - 1, len(self.groups[0])
+        if self.kind == "collective-permute":
+            return self.bytes
         if self.kind == "all-reduce":
             return 2 * self.bytes * others // size
         return self.bytes * others // (1 if self.kind == "reduce-scatter" else size)
@@ -46,19 +49,27 @@ def collectives(hlo: str) -> list[Collective]:
     for line in hlo.splitlines():
         match = re.search(rf" = (.*?) ({_KINDS})(-start)?\(", line)
         if match:
-            groups = re.findall(r"\{([\d,]+)\}", re.search(r"replica_groups=(\S+)", line)[1])  # type: ignore[index]
             scope = re.search(r'op_name="([^"]*)"', line)
             # What is started with a pair (operand, result) gives the result.
             of_pair = match[3] and match[2] != "all-reduce"
-            found.append(
-                Collective(
-                    match[2],
-                    scope[1] if scope else "",
-                    tuple(tuple(map(int, group.split(","))) for group in groups),
-                    _bytes(match[1].rpartition(", ")[2] if of_pair else match[1]),
-                )
-            )
+            result = match[1].rpartition(", ")[2] if of_pair else match[1]
+            groups = _groups(line, hlo)
+            found.append(Collective(match[2], scope[1] if scope else "", groups, _bytes(result)))
     return found
+
+
+def _groups(line: str, hlo: str) -> tuple[tuple[int, ...], ...]:
+    """Of '{{0,1},{2,3}}', of '[2,2]<=[4]' or '[2,2]<=[2,2]T(1,0)', or of '{}', which is all."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,{}]+)\}\}", line)
+    if listed:
+        return tuple(tuple(map(int, group.split(","))) for group in listed[1].split("},{"))
+    shaped = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if shaped:
+        shape, sides, order = ([int(n) for n in part.split(",")] for part in shaped.groups("0"))
+        numbers = np.arange(math.prod(sides)).reshape(sides).transpose(order if shaped[3] else None)
+        return tuple(map(tuple, numbers.reshape(shape).tolist()))
+    count = re.search(r"num_partitions=(\d+)", hlo)
+    return (tuple(range(int(count[1]) if count else 1)),)
 
 
 def _bytes(shapes: str) -> int:
