@@ -1,0 +1,88 @@
+"""Two machines with a cable between them: Linux' namespaces of networks and of host names."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.processes import ROOT, environment
+
+PORT = 8476  # in a network of our own
+NAMES = ("node-a", "node-b")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")  # on a network that has no other end
+# Its own hosts file, as its own name must lead to the cable.
+ON_IT = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
+
+
+def missing() -> str:
+    """Why there can be none here; empty if there can."""
+    if os.geteuid() != 0:
+        return "only root can make networks"
+    return "" if shutil.which("ip") else "apt-get install iproute2"
+
+
+class Machine(NamedTuple):
+    """One of two. A file system is all that it shares with the other."""
+
+    space: str  # its namespace
+    name: str
+    hosts: Path
+
+    @property
+    def cable(self) -> str:
+        """Its end of it."""
+        return f"{self.space}v"
+
+    def start(self, line: Sequence[str], number: int, count: int) -> subprocess.Popen:
+        """`line` as process `number` of `count`, of which the first is on the first machine."""
+        place = {"JAX_COORDINATOR_ADDRESS": f"{ADDRESSES[0]}:{PORT}"}
+        place |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+        inside = ["unshare", "--uts", "--mount", "sh", "-c", ON_IT, str(self.hosts), self.name]
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.space, *inside, *line],
+            cwd=ROOT,
+            env=environment(**place),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def sent(self) -> int:
+        """Bytes that it has sent to the other."""
+        counter = f"/sys/class/net/{self.cable}/statistics/tx_bytes"
+        return int(_run("ip", "netns", "exec", self.space, "cat", counter))
+
+    def plug(self, state: str) -> None:
+        """Its end of the cable: 'down' or 'up'."""
+        _run("ip", "-n", self.space, "link", "set", self.cable, state)
+
+
+@contextmanager
+def two_machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
+    """They are there inside; `folder` gets their hosts file."""
+    hosts = folder / "hosts"
+    known = zip(ADDRESSES, NAMES, strict=True)
+    hosts.write_text("".join(f"{address} {name}\n" for address, name in known))
+    first, second = (
+        Machine(f"ax{os.getpid()}{x}", n, hosts) for x, n in zip("ab", NAMES, strict=True)
+    )
+    try:
+        for one in (first, second):
+            _run("ip", "netns", "add", one.space)
+        ends = ["type", "veth", "peer", "name", second.cable, "netns", second.space]
+        _run("ip", "link", "add", first.cable, "netns", first.space, *ends)
+        for one, address in zip((first, second), ADDRESSES, strict=True):
+            _run("ip", "-n", one.space, "addr", "add", f"{address}/24", "dev", one.cable)
+            _run("ip", "-n", one.space, "link", "set", "lo", "up")
+            one.plug("up")
+        yield first, second
+    finally:
+        for one in (first, second):
+            subprocess.run(["ip", "netns", "del", one.space], check=False, capture_output=True)
+
+
+def _run(*line: str) -> str:
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
