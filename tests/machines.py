@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,24 +26,31 @@ def missing() -> str:
 
 
 class Machine(NamedTuple):
-    """One of two. A file system is all that it shares with the other."""
+    """One of two, of which a file system is all that they share; or the one that we are on."""
 
-    space: str  # its namespace
     name: str
-    hosts: Path
+    address: str
+    space: str = ""  # its namespace; empty for the one that we are on
+    hosts: Path | None = None
 
     @property
     def cable(self) -> str:
         """Its end of it."""
         return f"{self.space}v"
 
+    def inside(self, line: Sequence[str]) -> list[str]:
+        """What runs `line` on it."""
+        if not self.space:
+            return list(line)
+        own = ["unshare", "--uts", "--mount", "sh", "-c", ON_IT, str(self.hosts), self.name]
+        return ["nsenter", f"--net=/run/netns/{self.space}", *own, *line]
+
     def start(self, line: Sequence[str], number: int, count: int) -> subprocess.Popen:
         """`line` as process `number` of `count`, of which the first is on the first machine."""
         place = {"JAX_COORDINATOR_ADDRESS": f"{ADDRESSES[0]}:{PORT}"}
         place |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
-        inside = ["unshare", "--uts", "--mount", "sh", "-c", ON_IT, str(self.hosts), self.name]
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.space, *inside, *line],
+            self.inside(line),
             cwd=ROOT,
             env=environment(**place),
             stdout=subprocess.PIPE,
@@ -67,21 +75,27 @@ def two_machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
     known = zip(ADDRESSES, NAMES, strict=True)
     hosts.write_text("".join(f"{address} {name}\n" for address, name in known))
     first, second = (
-        Machine(f"ax{os.getpid()}{x}", n, hosts) for x, n in zip("ab", NAMES, strict=True)
+        Machine(name, address, f"ax{os.getpid()}{letter}", hosts)
+        for letter, name, address in zip("ab", NAMES, ADDRESSES, strict=True)
     )
     try:
         for one in (first, second):
             _run("ip", "netns", "add", one.space)
         ends = ["type", "veth", "peer", "name", second.cable, "netns", second.space]
         _run("ip", "link", "add", first.cable, "netns", first.space, *ends)
-        for one, address in zip((first, second), ADDRESSES, strict=True):
-            _run("ip", "-n", one.space, "addr", "add", f"{address}/24", "dev", one.cable)
+        for one in (first, second):
+            _run("ip", "-n", one.space, "addr", "add", f"{one.address}/24", "dev", one.cable)
             _run("ip", "-n", one.space, "link", "set", "lo", "up")
             one.plug("up")
         yield first, second
     finally:
         for one in (first, second):
             subprocess.run(["ip", "netns", "del", one.space], check=False, capture_output=True)
+
+
+def this_machine() -> Machine:
+    """The one that we are on."""
+    return Machine(socket.gethostname().partition(".")[0], "127.0.0.1")
 
 
 def _run(*line: str) -> str:

@@ -1,31 +1,32 @@
-"""A SLURM of one node on loopback, in its own folder: Debian's slurm-wlm and munge, as root."""
+"""A SLURM in its own folder, on loopback or on machines of tests/machines.py, as root."""
 
 import os
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from tests.machines import Machine, this_machine
 from tests.processes import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol")
 
 CONFIG = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldPort={port}
 SlurmdPort={other_port}
 ProctrackType=proctrack/linuxproc
@@ -38,7 +39,7 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 KillWait=10
-NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2
+{nodes}
 PartitionName=debug Nodes=ALL Default=YES State=UP
 """
 
@@ -51,31 +52,44 @@ def missing() -> str:
     return f"apt-get install slurm-wlm munge ({', '.join(found)} missing)" if found else ""
 
 
+class Cluster(NamedTuple):
+    """Where its commands run, and with what environment."""
+
+    machine: Machine
+    environment: dict[str, str]
+
+
 @contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Starts it; gives what the environment of its commands must have. Stopped at the end."""
-    for name in ("state", "spool"):
-        (folder / name).mkdir(parents=True)
+def cluster(folder: Path, machines: Sequence[Machine] = (this_machine(),)) -> Iterator[Cluster]:
+    """Starts it, with its controller on the first of its machines; stopped at the end."""
+    (folder / "state").mkdir(parents=True)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    ports = {"port": free_port(), "other_port": free_port()}
+    values = {"folder": folder, "port": free_port(), "other_port": free_port()}
+    values["controller"] = f"{machines[0].name}({machines[0].address})"
+    values["nodes"] = "\n".join(
+        f"NodeName={one.name if one.space else 'localhost'} NodeHostname={one.name} "
+        f"NodeAddr={one.address} CPUs=2"
+        for one in machines
+    )
     config = folder / "slurm.conf"
-    host = socket.gethostname().partition(".")[0]
-    config.write_text(CONFIG.format(folder=folder, host=host, **ports))
-    environment = os.environ | {"SLURM_CONF": str(config)}
+    config.write_text(CONFIG.format(**values))
+    made = Cluster(machines[0], os.environ | {"SLURM_CONF": str(config)})
     munge = ["munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munge += [f"--{what}-file={folder}/munge.{what}" for what in ("pid", "log", "seed")]
+    daemons = [munge, machines[0].inside(["slurmctld", "-c"])]
+    daemons += [one.inside(["slurmd", "-c"]) for one in machines]
     try:
-        for line in (munge, ["slurmctld", "-c"], ["slurmd", "-c"]):
-            subprocess.run(line, env=environment, check=True, capture_output=True)
-        yield environment
+        for line in daemons:
+            subprocess.run(line, env=made.environment, check=True, capture_output=True)
+        yield made
     finally:
-        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
+        scancel = machines[0].inside(["scancel", "--user=root"])
+        subprocess.run(scancel, env=made.environment, check=False)
         time.sleep(2)
         for name in ("slurmd", "slurmctld", "munge"):
-            file = folder / f"{name}.pid"
-            if file.exists():
+            for file in folder.glob(f"{name}*.pid"):
                 os.kill(int(file.read_text()), 15)
         time.sleep(1)  # they write their state into the folder
 
@@ -83,9 +97,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 class Job:
     """A job of `cluster`'s."""
 
-    def __init__(self, environment: dict[str, str], *line: str) -> None:
+    def __init__(self, cluster: Cluster, *line: str) -> None:
         """`line`: sbatch's options, the script and its options."""
-        self._environment = environment
+        self._cluster = cluster
         self.number = self._run("sbatch", "--parsable", *line).strip()
 
     def state(self) -> str:
@@ -112,8 +126,9 @@ class Job:
         return self.state()
 
     def _run(self, *line: str) -> str:
+        machine, environment = self._cluster
         done = subprocess.run(
-            line, env=self._environment, capture_output=True, text=True, check=False
+            machine.inside(line), env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0 or line[1] == "update", done
         return done.stdout

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from alexnet_jax.metrics import read_metrics
-from tests import slurm
+from tests import machines, slurm
 from tests.conftest import SHARED
 from tests.processes import (
     ROOT,
@@ -190,11 +191,14 @@ def whole(records, tmp_path_factory):
 STEPS = ["checkpoint_every=4", "epochs=4"]
 
 
-def submit(cluster, folder, line):
-    own = cluster | environment(PYTHON=sys.executable, SLURM_CONF=cluster["SLURM_CONF"])
-    few = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0"]
+def submit(cluster, folder, line, nodes=1):
+    """As a job of two tasks."""
+    conf = cluster.environment["SLURM_CONF"]
+    own = environment(PYTHON=sys.executable, SLURM_CONF=conf)
+    few = [f"--nodes={nodes}", f"--ntasks-per-node={2 // nodes}"]
+    few += ["--cpus-per-task=1", "--gpus-per-node=0"]
     few += [f"--output={folder}.log", f"--chdir={ROOT}", "--time=10"]
-    return slurm.Job(own, *few, str(LAUNCH / "slurm.sbatch"), *line)
+    return slurm.Job(cluster._replace(environment=own), *few, str(LAUNCH / "slurm.sbatch"), *line)
 
 
 def tasks(folder):
@@ -213,11 +217,18 @@ def tasks(folder):
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
-def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path):
-    with slurm.cluster(tmp_path / "slurm") as cluster:
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path, nodes):
+    if nodes == 2 and machines.missing():
+        pytest.skip(machines.missing())
+    with ExitStack() as stack:
+        on = [machines.this_machine()]
+        if nodes == 2:
+            on = stack.enter_context(machines.two_machines(tmp_path))
+        cluster = stack.enter_context(slurm.cluster(tmp_path / "slurm", on))
         for name in ("scancel -s TERM", "kill -9"):
             folder = tmp_path / name.replace(" ", "_")
-            job = submit(cluster, folder, command(records, folder, *STEPS)[3:])
+            job = submit(cluster, folder, command(records, folder, *STEPS)[3:], nodes)
             log = Path(f"{folder}.log")
             end = time.monotonic() + 240
             while len(read_metrics(folder)) < 3:
