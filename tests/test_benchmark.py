@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.benchmark import compiled, feeding, layers, program, step, timing
+from alexnet_jax.benchmark import compiled, feeding, hlo, layers, program, step, timing
 from alexnet_jax.benchmark.bench import Bench, Step
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
@@ -35,7 +35,7 @@ def test_things_are_timed_in_turn():
 def test_what_devices_exchange_is_read_with_its_bytes(records):
     """By hand: half of what a layer sees is gathered, in float32; the logits are summed."""
     lowered = step_program(records, 2)
-    found = program.collectives(lowered.compile().as_text())
+    found = hlo.collectives(lowered.compile().as_text())
     forward = [one for one in found if "transpose(" not in one.scope]
     assert [one.kind for one in forward] == ["all-gather"] * 3 + ["all-reduce"]
     assert all(one.groups == ((0, 1),) for one in found)
@@ -47,11 +47,11 @@ def test_what_devices_exchange_is_read_with_its_bytes(records):
 
 
 def test_a_started_gather_and_a_sum_of_several_arrays_are_read():
-    hlo = """
+    text = """
       %g = (f32[2,3]{1,0}, f32[2,6]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, channel_id=1
       %r = (f32[8]{0}, bf16[2,2]{1,0}) all-reduce(%x, %y), replica_groups={{0,2},{1,3}}
     """
-    gather, total = program.collectives(hlo)
+    gather, total = hlo.collectives(text)
     assert (gather.bytes, gather.sent) == (48, 24)
     assert (total.bytes, total.sent) == (40, 40)
     assert total.groups == ((0, 2), (1, 3))
@@ -64,12 +64,22 @@ def test_a_started_gather_and_a_sum_of_several_arrays_are_read():
         ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
         ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
         ("replica_groups={}", ((0, 1, 2, 3),)),
+        ("replica_groups=mesh['data'=2,'tower'=2] {'tower'}", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['data'=2,'tower'=2] {'data'}", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['data'=2,'tower'=2] {'data','tower'}", ((0, 1, 2, 3),)),
         ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
     ],
 )
 def test_every_way_to_write_groups_of_devices_is_read(written, groups):
-    hlo = f"HloModule x, num_partitions=4\n %g = f32[2]{{0}} all-reduce(%x), {written}, id=1"
-    assert program.collectives(hlo)[0].groups == groups
+    text = f"HloModule x, num_partitions=4\n %g = f32[2]{{0}} all-reduce(%x), {written}, id=1"
+    assert hlo.collectives(text)[0].groups == groups
+
+
+def test_another_way_to_write_groups_of_devices_is_not_guessed():
+    with pytest.raises(UserError, match=r"in an unknown way: .*device_ids"):
+        hlo.collectives(
+            " %g = f32[2]{0} all-reduce(%x), replica_groups=mesh['x'=2], device_ids=(1)"
+        )
 
 
 def test_plain_jax_gives_our_logits():

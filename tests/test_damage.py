@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import seal, workdir
-from alexnet_jax.benchmark.program import collectives
+from alexnet_jax.benchmark.hlo import collectives
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import MetricsLog, read_metrics

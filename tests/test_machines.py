@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.benchmark.program import collectives, compiled_step
+from alexnet_jax.benchmark.hlo import collectives
+from alexnet_jax.benchmark.program import compiled_step
 from alexnet_jax.metrics import read_metrics
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_setup

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import optim
-from alexnet_jax.benchmark import program
+from alexnet_jax.benchmark import hlo
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import DATA, local_rows, make_mesh, place_batch
@@ -21,11 +21,11 @@ LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
 ROWS, COLUMNS = {2: ((0, 1),), 4: ((0, 1), (2, 3))}, {4: ((0, 2), (1, 3))}
 
 
-def collectives(hlo: str) -> list[tuple[str, tuple[str, ...], tuple[tuple[int, ...], ...]]]:
+def collectives(text: str) -> list[tuple[str, tuple[str, ...], tuple[tuple[int, ...], ...]]]:
     """(kind, layers, groups of devices) of every collective in a compiled program, in order."""
     return [
         (one.kind, tuple(dict.fromkeys(re.findall(r"\b(conv\d|fc\d)\b", one.scope))), one.groups)
-        for one in program.collectives(hlo)
+        for one in hlo.collectives(text)
     ]
 
 
@@ -67,8 +67,8 @@ def test_forward_the_towers_meet_three_times_and_at_the_logits(devices):
     rows = network.spec(DATA)
     forward = network.shard_map(lambda p, x: network.bind(p)(x), (network.specs, rows), rows)
     images = jax.ShapeDtypeStruct((16, 64, 64, 3), np.float32)
-    hlo = jax.jit(forward).lower(network.shapes, images).compile().as_text()
-    assert collectives(hlo) == [(*what, ROWS[devices]) for what in FORWARD]
+    text = jax.jit(forward).lower(network.shapes, images).compile().as_text()
+    assert collectives(text) == [(*what, ROWS[devices]) for what in FORWARD]
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -90,7 +90,7 @@ def test_a_step_adds_their_transposes_and_the_sum_of_gradients(records, devices)
 @pytest.mark.parametrize("values", [{"devices": 4}, {"devices": 2, "towers_apart": False}])
 def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(records, values):
     """As many numbers as there are parameters: none is summed before it has their size."""
-    found = program.collectives(step_program(records, **values).compile().as_text())
+    found = hlo.collectives(step_program(records, **values).compile().as_text())
     groups = COLUMNS.get(values["devices"], ROWS[2])
     summed = sum(one.bytes for one in found if (one.kind, one.groups) == ("all-reduce", groups))
     network = make_network(make_config(records, **values))

@@ -2,82 +2,22 @@
 
 import dataclasses
 import itertools
-import math
 import re
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import optim
 from alexnet_jax.benchmark.bench import Bench, Row, case
+from alexnet_jax.benchmark.hlo import Collective, collectives
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.model.mesh import DATA, TOWER
 from alexnet_jax.setup import Setup, make_setup
 from alexnet_jax.state import state_shapes
 from alexnet_jax.step import make_control, make_step
-
-_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-_BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
-
-
-class Collective(NamedTuple):
-    """One exchange in a compiled program."""
-
-    kind: str  # all-gather, all-reduce, reduce-scatter, ...
-    scope: str  # of the code that it is from
-    groups: tuple[tuple[int, ...], ...]  # of devices that exchange among themselves
-    bytes: int  # of its result on a device
-
-    @property
-    def sent(self) -> int:
-        """Bytes that each device sends, if they are passed around in a ring."""
-        others, size = len(self.groups[0]) - 1, len(self.groups[0])
-        if self.kind == "collective-permute":
-            return self.bytes
-        if self.kind == "all-reduce":
-            return 2 * self.bytes * others // size
-        return self.bytes * others // (1 if self.kind == "reduce-scatter" else size)
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """The exchanges of a compiled program, in order."""
-    found = []
-    for line in hlo.splitlines():
-        match = re.search(rf" = (.*?) ({_KINDS})(-start)?\(", line)
-        if match:
-            scope = re.search(r'op_name="([^"]*)"', line)
-            # What is started with a pair (operand, result) gives the result.
-            of_pair = match[3] and match[2] != "all-reduce"
-            result = match[1].rpartition(", ")[2] if of_pair else match[1]
-            groups = _groups(line, hlo)
-            found.append(Collective(match[2], scope[1] if scope else "", groups, _bytes(result)))
-    return found
-
-
-def _groups(line: str, hlo: str) -> tuple[tuple[int, ...], ...]:
-    """Of '{{0,1},{2,3}}', of '[2,2]<=[4]' or '[2,2]<=[2,2]T(1,0)', or of '{}', which is all."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,{}]+)\}\}", line)
-    if listed:
-        return tuple(tuple(map(int, group.split(","))) for group in listed[1].split("},{"))
-    shaped = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if shaped:
-        shape, sides, order = ([int(n) for n in part.split(",")] for part in shaped.groups("0"))
-        numbers = np.arange(math.prod(sides)).reshape(sides).transpose(order if shaped[3] else None)
-        return tuple(map(tuple, numbers.reshape(shape).tolist()))
-    count = re.search(r"num_partitions=(\d+)", hlo)
-    return (tuple(range(int(count[1]) if count else 1)),)
-
-
-def _bytes(shapes: str) -> int:
-    """Of 'f32[32,4096]{1,0}', or of several shapes in a tuple."""
-    return sum(
-        _BYTES[kind] * math.prod(map(int, filter(None, sides.split(","))))
-        for kind, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
-    )
 
 
 def measure_collectives(bench: Bench) -> list[Row]:
