@@ -13,9 +13,10 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -32,13 +33,16 @@ HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 START = 600  # seconds within which all must have come: machines may start one after the other
 _FOREVER = 7 * 24 * 3600 * 1000  # milliseconds
 _ENDED = "alexnet_jax/ended"  # why the run was ended, by the process that did it
+_KNOWN = "alexnet_jax/known"  # and which processes know
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # which JAX reads
 _POLL = 0.5  # seconds between two looks whether another has ended the run
+_LINGER = 5  # seconds that the first process waits at its end for others to know why
 _T = TypeVar("_T")
 
 # All processes count alike, for they call alike.
 _exchanges, _looks = itertools.count(), itertools.count(1)
+_leaving = threading.Lock()  # the thread that watches may be first to learn why this process ends
 
 
 class Place(NamedTuple):
@@ -242,8 +246,6 @@ def _end_together(status: int, why: str) -> NoReturn:
         _client().key_value_set(_ENDED, json.dumps([status, why]))
     except jax.errors.JaxRuntimeError:  # another has; or the first process is gone, and with it all
         _leave(*(_told() or (status, why)))
-    # The coordination service dies with the first process, and its clients with the service.
-    threading.Event().wait(2 * _POLL if number() == 0 else 0)
     _leave(status, why)
 
 
@@ -257,11 +259,22 @@ def _told() -> tuple[int, str] | None:
 
 
 def _leave(status: int, why: str) -> NoReturn:
+    _leaving.acquire()
     if why:
         terminal.complain(why)
     sys.stdout.flush()
     sys.stderr.flush()
+    with suppress(jax.errors.JaxRuntimeError):
+        _await_others()
     os._exit(status)
+
+
+def _await_others() -> None:
+    """The coordination service dies with the first process, and its clients with the service."""
+    client, end = _client(), time.monotonic() + (_LINGER if number() == 0 else 0)
+    client.key_value_set(f"{_KNOWN}/{number()}", "")
+    while time.monotonic() < end and len(client.key_value_dir_get(_KNOWN)) < count():
+        time.sleep(_POLL / 10)
 
 
 def _watch() -> None:
@@ -269,7 +282,7 @@ def _watch() -> None:
     while _client() is not None:
         if told := _told():
             _leave(*told)
-        threading.Event().wait(_POLL)
+        time.sleep(_POLL)
 
 
 def _end_with_traceback(
