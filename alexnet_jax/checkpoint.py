@@ -61,9 +61,7 @@ class Checkpoints:
         # Orbax would not open the folder.
         bad = processes.of_first(lambda: _with_bad_scores(self.folder, read_only))
         _put_aside(self.folder, bad)
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=_handlers()
-        )
+        self._manager = _Manager(self.folder, options=options, item_handlers=_handlers())
         self._reader = _Reader(self.folder)
 
     def steps(self) -> list[int]:
@@ -211,6 +209,18 @@ class Checkpoints:
         if data is not None:
             data.set_state(values["data"])
         return Restored(step, found, values["meta"])
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax' manager, but that it leaves it to `Stop` to ask JAX whether a signal came.
+
+    It would ask with the number of the step. JAX goes by the newest count that it was given, and
+    answers once: if a signal came meanwhile, `Stop`, whose count is another, would never be told.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 # --- reading ------------------------------------------------------------------------------------

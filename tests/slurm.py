@@ -114,13 +114,17 @@ class Job:
     def wait(self, seconds: float) -> str:
         """Its last state, at the end or when so many seconds are over.
 
-        A job that was put into the queue again waits there for two minutes by default; here not.
+        A job that was put into the queue again waits there for two minutes by default; here ten
+        seconds, after which the node has forgotten that it was to end it.
         """
-        end = time.monotonic() + seconds
+        now = time.monotonic()
+        end, came = now + seconds, now
         while time.monotonic() < end:
             if (state := self.state()) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
                 return state
-            if state == "PENDING":
+            if state != "PENDING":
+                came = time.monotonic()
+            elif time.monotonic() > came + 10:
                 self._run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
             time.sleep(1)
         return self.state()

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,10 +192,10 @@ def whole(records, tmp_path_factory):
 STEPS = ["checkpoint_every=4", "epochs=4"]
 
 
-def submit(cluster, folder, line, nodes=1):
+def submit(cluster, folder, line, *, nodes=1, python=sys.executable):
     """As a job of two tasks."""
     conf = cluster.environment["SLURM_CONF"]
-    own = environment(PYTHON=sys.executable, SLURM_CONF=conf)
+    own = environment(PYTHON=python, SLURM_CONF=conf)
     few = [f"--nodes={nodes}", f"--ntasks-per-node={2 // nodes}"]
     few += ["--cpus-per-task=1", "--gpus-per-node=0"]
     few += [f"--output={folder}.log", f"--chdir={ROOT}", "--time=10"]
@@ -228,7 +229,7 @@ def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path, nod
         cluster = stack.enter_context(slurm.cluster(tmp_path / "slurm", on))
         for name in ("scancel -s TERM", "kill -9"):
             folder = tmp_path / name.replace(" ", "_")
-            job = submit(cluster, folder, command(records, folder, *STEPS)[3:], nodes)
+            job = submit(cluster, folder, command(records, folder, *STEPS)[3:], nodes=nodes)
             log = Path(f"{folder}.log")
             end = time.monotonic() + 240
             while len(read_metrics(folder)) < 3:
@@ -253,7 +254,7 @@ def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path, nod
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
-def test_slurm_keeps_what_only_its_user_can_mend(records, tmp_path):
+def test_slurm_does_not_requeue_what_would_come_again(records, tmp_path):
     with slurm.cluster(tmp_path / "slurm") as cluster:
         values = command(tmp_path / "none", tmp_path / "run", "data.source=folder:none")[3:]
         job = submit(cluster, tmp_path / "run", values)
@@ -261,3 +262,6 @@ def test_slurm_keeps_what_only_its_user_can_mend(records, tmp_path):
         said = Path(f"{tmp_path / 'run'}.log").read_text()
         assert "holds no records" in said
         assert "into the queue again" not in said
+        job = submit(cluster, tmp_path / "crash", values, python=shutil.which("false"))
+        assert job.wait(120) == "FAILED"
+        assert "into the queue again" not in Path(f"{tmp_path / 'crash'}.log").read_text()
