@@ -251,8 +251,11 @@ def _end_together(status: int, why: str) -> NoReturn:
 
 def _told() -> tuple[int, str] | None:
     """The status and the reason with which another process has ended the run, if one has."""
+    client = _client()
+    if client is None:
+        return None
     try:
-        status, why = json.loads(_client().key_value_try_get(_ENDED))
+        status, why = json.loads(client.key_value_try_get(_ENDED))
     except jax.errors.JaxRuntimeError:
         return None
     return status, why

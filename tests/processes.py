@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def finish(processes: Iterable[subprocess.Popen]) -> list[tuple[int, str, str]]:
         for process in processes:
             process.kill()
     return [(process.returncode, *both) for process, both in zip(processes, told, strict=True)]
+
+
+def wait_for_lines(folder, running, count=2):
+    """Until the metrics of those that run have so many."""
+    while len(read_metrics(folder)) < count:
+        assert all(one.poll() is None for one in running), finish(running)
+        time.sleep(0.05)
 
 
 def train(records, folder, count, *options):

@@ -11,12 +11,11 @@ import pytest
 
 from alexnet_jax.benchmark.hlo import collectives
 from alexnet_jax.benchmark.program import compiled_step
-from alexnet_jax.metrics import read_metrics
 from alexnet_jax.prepare import prepare
 from alexnet_jax.setup import make_setup
 from tests import machines
 from tests.conftest import make_config
-from tests.processes import assert_same_end, command, end_of, finish, train
+from tests.processes import assert_same_end, command, end_of, finish, train, wait_for_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,9 +52,7 @@ def test_when_the_cable_is_cut_both_end_and_the_same_command_comes_to_the_same_e
     line = command(records, tmp_path / "run", "checkpoint_every=2", "epochs=4")
     train(records, tmp_path / "alone", 1, "checkpoint_every=2", "epochs=4")
     running = start(pair, line, (0, 1))
-    while len(read_metrics(tmp_path / "run")) < 2:
-        assert all(one.poll() is None for one in running), finish(running)
-        time.sleep(0.05)
+    wait_for_lines(tmp_path / "run", running)
     pair[0].plug("down")
     begun = time.monotonic()
     told = finish(running)

@@ -13,9 +13,16 @@ import pytest
 
 from alexnet_jax import processes, workdir
 from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import read_metrics
 from alexnet_jax.model.mesh import by_machine, check_peers, make_mesh
-from tests.processes import assert_same_end, command, end_of, finish, start, train
+from tests.processes import (
+    assert_same_end,
+    command,
+    end_of,
+    finish,
+    start,
+    train,
+    wait_for_lines,
+)
 
 ADDRESS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
@@ -26,12 +33,6 @@ def alone(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     train(records, folder, 1)
     return end_of(records, folder)
-
-
-def wait_for_lines(folder, running, count=2):
-    while len(read_metrics(folder)) < count:
-        assert all(one.poll() is None for one in running), finish(running)
-        time.sleep(0.05)
 
 
 # --- the same result ----------------------------------------------------------------------------
