@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 ADDED: dict[str, object] = {"deterministic": False, "towers_apart": True}
 """Keys that workdirs of older versions lack, and the values that they ran with."""
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
-"""The paper's five, and the sixth of the network that it trained on more pictures (§6.1)."""
+"""The paper's five, and the sixth of the network that it trained on more images (§6.1)."""
 
 
 def number(low: float, below: float = math.inf, *, changeable: bool = False) -> Any:
@@ -44,12 +44,12 @@ def changeable() -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Lighting:
-    """PCA colour shifts (§4.1): one draw of three normal numbers for each picture and use."""
+    """PCA colour shifts (§4.1): one draw of three normal numbers for each image and use."""
 
     sigma: float = number(0)  # standard deviation of the draws; 0 switches lighting off
     scale: Literal["eigenvalue", "deviation"]  # draws times l on [0, 1] (paper), sqrt(l) on 0..255
     source: Literal["training", "published"]  # components of our training set, or ImageNet's
-    shrink: bool  # divide the lit picture by 1 + sigma, as the 2012 code does
+    shrink: bool  # divide the lit image by 1 + sigma, as the 2012 code does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Data:
 
     source: str = changeable()  # what `prepare --source` gets
     records: str = changeable()  # the folder that `prepare --out` writes
-    size: int = number(1)  # side of the recorded pictures, pixels
+    size: int = number(1)  # side of the recorded images, pixels
     format: Literal["jpeg", "raw"]
     validation: str  # the split that is scored after each epoch
     crop: int = number(1)  # side of what the network sees, pixels
     random_crop: bool  # training crops at random places; False: at the centre
-    mirror: bool  # mirror half of the training pictures
+    mirror: bool  # mirror half of the training images
     mean: Literal["crop", "centre"]  # the mean image's part: the crop's (paper), the centre (2012)
     lighting: Lighting
     threads: int = number(0, changeable=True)  # that read and decode; 0: one for each core
@@ -148,7 +148,7 @@ class CifarLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """A small net for small pictures: layers in one row, no towers."""
+    """A small net for small images: layers in one row, no towers."""
 
     kind: Literal["cifar"]
     classes: int = number(2)
@@ -266,7 +266,7 @@ class Config:
     towers_apart: bool = changeable()  # each on its own device; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
     deterministic: bool = changeable()  # on GPUs: equal bits in every run, for some of the speed
-    batch: int = number(1)  # pictures in a step, over all devices
+    batch: int = number(1)  # images in a step, over all devices
     init_from: str  # a workdir whose newest weights to begin with, but for the last layer; "": none
     epochs: int = number(1, changeable=True)  # at most
     steps: int = number(0, changeable=True)  # stop after so many; 0: only epochs count

@@ -3,8 +3,8 @@
 python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
 
 The networks' softmax outputs are averaged (§6.1), with equal weights. With --weights=search each
-has a weight of its own, as in 2012: found on every second picture of the split, by what the average
-loses there; the error rates that are printed are then those of the other pictures.
+has a weight of its own, as in 2012: found on every second image of the split, by what the average
+loses there; the error rates that are printed are then those of the other images.
 """
 
 import argparse
@@ -17,11 +17,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import command, config, host, trained
-from alexnet_jax.errors import UserError
-from alexnet_jax.scores import Evaluator, Scores, label_ranks, mean_scores
-from alexnet_jax.stopping import Stop
-from alexnet_jax.terminal import say
+from alexnet_jax import config
+from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.signals import Stop
+from alexnet_jax.runtime.terminal import say
+from alexnet_jax.training import trained
+from alexnet_jax.training.scores import Evaluator, Scores, label_ranks, mean_scores
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: what is impossible costs 87 nats
 
@@ -47,8 +49,8 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
 
     Args:
       nets: trained on the same records; they may be of any kinds.
-      ten_views: average over ten views of each picture, too; else its centre crop.
-      search: find the weights on the pictures 0, 2, 4 ..., and score the others.
+      ten_views: average over ten views of each image, too; else its centre crop.
+      search: find the weights on the images 0, 2, 4 ..., and score the others.
 
     Raises:
       UserError: they were trained on different records, or score different splits; or weights are
@@ -58,48 +60,48 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     if search and len(nets) < 2:
         raise UserError("--weights=search needs several networks; give more --workdirs")
     labels = nets[0].setup.validation.labels
-    chances = []
+    probs = []
     for net in nets:
-        look = Evaluator(net.setup).log_chances
+        look = Evaluator(net.setup).log_probs
         name = f"{net.folder}, step {net.step}"
         log = look(net.params, net.setup.validation, ten_views=ten_views, what=name)
-        chances.append(np.exp(log))
-        say(f"{name}: {score_chances(chances[-1], labels).text()}")
+        probs.append(np.exp(log))
+        say(f"{name}: {score_probs(probs[-1], labels).text()}")
     if not search:
-        together = score_chances(average(chances, np.ones(len(nets))), labels)
+        together = score_probs(average(probs, np.ones(len(nets))), labels)
         if len(nets) > 1:
             say(f"{len(nets)} networks, equal weights: {together.text()}")
         return together
-    weights = search_weights([part[::2] for part in chances], labels[::2])
+    weights = search_weights([part[::2] for part in probs], labels[::2])
     shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
-    together = score_chances(average([part[1::2] for part in chances], weights), labels[1::2])
-    say(f"weights found on every second picture: {shown}")
-    say(f"{len(nets)} networks, these weights, on the other pictures: {together.text()}")
+    together = score_probs(average([part[1::2] for part in probs], weights), labels[1::2])
+    say(f"weights found on every second image: {shown}")
+    say(f"{len(nets)} networks, these weights, on the other images: {together.text()}")
     return together
 
 
-def average(chances: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+def average(probs: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
     """The mean of probabilities, each float [n, classes], weighted by `weights`, float [nets]."""
     shares = weights / weights.sum()
-    weighted = (np.float32(w) * part for w, part in zip(shares, chances, strict=True))
+    weighted = (np.float32(w) * part for w, part in zip(shares, probs, strict=True))
     return functools.reduce(np.add, weighted)
 
 
-def score_chances(chances: np.ndarray, labels: np.ndarray) -> Scores:
-    """The scores of probabilities, float [n, classes], of pictures with `labels`, int [n]."""
-    ranks = label_ranks(jnp.asarray(chances), jnp.asarray(labels))
-    losses = -np.log(np.maximum(_own(chances, labels), TINY))
+def score_probs(probs: np.ndarray, labels: np.ndarray) -> Scores:
+    """The scores of probabilities, float [n, classes], of images with `labels`, int [n]."""
+    ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
+    losses = -np.log(np.maximum(_own(probs, labels), TINY))
     return mean_scores(losses, np.asarray(ranks))
 
 
-def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+def search_weights(probs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """The weights, with sum 1, of the average with the lowest mean loss, one after the other.
 
     Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept;
     the factors come nearer to 1, and each set is tried until none of it lowers the loss.
     """
-    weights = np.ones(len(chances)) / len(chances)
-    own = np.stack([_own(part, labels) for part in chances]).astype(np.float64)
+    weights = np.ones(len(probs)) / len(probs)
+    own = np.stack([_own(part, labels) for part in probs]).astype(np.float64)
 
     def loss(weights: np.ndarray) -> float:
         return float(-np.log(np.maximum(weights @ own / weights.sum(), TINY)).mean())
@@ -118,9 +120,9 @@ def search_weights(chances: Sequence[np.ndarray], labels: np.ndarray) -> np.ndar
     return weights
 
 
-def _own(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of each picture's own class: float [n]."""
-    return np.take_along_axis(chances, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+def _own(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability of each image's own class: float [n]."""
+    return np.take_along_axis(probs, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 
 def _check_alike(nets: Sequence[trained.Trained]) -> None:
@@ -139,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
 
     def job() -> None:
-        host.set_up(given.devices)
-        step, folders = trained.parse_step(given.step), command.folders(given.workdirs)
-        file = command.output("--json", given.json)
+        host.configure_jax(given.devices)
+        step, folders = trained.parse_step(given.step), cli.folders(given.workdirs)
+        file = cli.output("--json", given.json)
         nets = [
             trained.open_trained(f, step=step, devices=given.devices, records=given.records)
             for f in folders
@@ -153,17 +155,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values |= {"views": given.views, "weights": given.weights} | scores._asdict()
             file.write_text(json.dumps(values, indent=2) + "\n")
 
-    command.guard(job, "stopped")
+    cli.guard(job, "stopped")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("evaluate", __doc__)
+    parser = cli.parser("evaluate", __doc__)
     add = parser.add_argument
     add("--workdirs", required=True, help="the runs' folders, separated by commas")
-    add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")
+    add("--views", type=int, choices=(1, 10), default=10, help="of each image; 10")
     add("--weights", choices=("equal", "search"), default="equal", help="of the networks; equal")
     add("--step", default="newest", help="the checkpoints: newest, best or a number; newest")
-    add("--devices", type=command.count, default=1, help="on which to compute; 1")
+    add("--devices", type=cli.count, default=1, help="on which to compute; 1")
     add("--records", help="where the runs' records are, if not where they were")
     add("--json", help="a file to write the scores to")
     return parser

@@ -12,15 +12,17 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from alexnet_jax import command, config, host, processes, trained
+from alexnet_jax import config
 from alexnet_jax.data.records import is_prepared
-from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import make_network
-from alexnet_jax.terminal import say
+from alexnet_jax.runtime import cli, distributed, host
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
+from alexnet_jax.training.setup import make_network
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "What to do.")
@@ -31,16 +33,16 @@ def main(arguments: Sequence[str]) -> None:
     """Picks the job."""
     if arguments:
         raise UserError(f"{arguments[0]!r} is no option: options begin with --")
-    c = command.given_config()
+    c = cli.given_config()
     if _MODE.value != "describe" and _WORKDIR.value is None:
         raise UserError("--workdir is missing: give a folder for the run, as --workdir=runs/tiny")
-    processes.join()
-    processes.require_same("--config", json.dumps(config.as_dict(c)))
-    host.set_up(c.devices, deterministic=c.deterministic)
+    distributed.initialize()
+    distributed.require_same("--config", json.dumps(config.as_dict(c)))
+    host.configure_jax(c.devices, deterministic=c.deterministic)
     _describe(c)
     folder = Path(_WORKDIR.value or ".")
     if _MODE.value == "train":
-        processes.of_first(lambda: _prepare(c))
+        distributed.on_main_process(lambda: _prepare(c))
         fit(c, folder)
     elif _MODE.value == "evaluate":
         evaluate(c, folder, trained.parse_step(_STEP.value))
@@ -50,7 +52,9 @@ def _describe(c: config.Config) -> None:
     """Says on what the config's network runs, and what it is."""
     network = make_network(c)
     devices = network.mesh.devices.flatten()
-    among = f" in {processes.count()} processes" if processes.count() > 1 else ""
+    among = (
+        f" in {distributed.process_count()} processes" if distributed.process_count() > 1 else ""
+    )
     say(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}{among}, {c.dtype}")
     say(format_table(layer_table(network, c), network))
 
@@ -59,9 +63,9 @@ def _prepare(c: config.Config) -> None:
     """Makes the records if that needs nothing from the user."""
     data = c.data
     if data.source.split(":")[0] == "generated" and not is_prepared(data.records):
-        say(f"making pictures in {data.records}")
+        say(f"making images in {data.records}")
         prepare(data.source, data.records, size=data.size, format=data.format)
 
 
 if __name__ == "__main__":
-    command.run(main, "stopped; the same command goes on from the newest checkpoint")
+    cli.run(main, "stopped; the same command resumes from the newest checkpoint")

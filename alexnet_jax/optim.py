@@ -64,7 +64,7 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
 # --- policies ---------------------------------------------------------------------------------
 
 
-class Setting(NamedTuple):
+class Hyperparams(NamedTuple):
     """What a policy decides for the coming steps."""
 
     rate: float  # the common one, which is logged
@@ -100,10 +100,10 @@ class PlateauPolicy:
         """Whether the plateau after the last drop has been reached."""
         return self.drops > self.c.drops
 
-    def setting(self, epochs: float) -> Setting:
+    def hyperparams(self, epochs: float) -> Hyperparams:
         """The rate now; it does not depend on the number of epochs done."""
         del epochs
-        return Setting(self.c.rate / self.c.factor ** min(self.drops, self.c.drops), {}, True)
+        return Hyperparams(self.c.rate / self.c.factor ** min(self.drops, self.c.drops), {}, True)
 
     def observe(self, error: float) -> None:
         """Takes note of an epoch's validation top-1 error rate, in [0, 1]."""
@@ -130,10 +130,10 @@ class SchedulePolicy:
     c: config.Schedule
     finished = False
 
-    def setting(self, epochs: float) -> Setting:
+    def hyperparams(self, epochs: float) -> Hyperparams:
         """The phase that holds after so many epochs."""
         phase = [phase for phase in self.c.phases if phase.epoch <= epochs][-1]
-        return Setting(phase.rate, dict(phase.layers), phase.lighting)
+        return Hyperparams(phase.rate, dict(phase.layers), phase.lighting)
 
     def observe(self, error: float) -> None:
         """Does nothing: the schedule was made beforehand."""

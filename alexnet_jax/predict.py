@@ -1,8 +1,8 @@
-"""The five best labels for pictures of one's own.
+"""The five best labels for images of one's own.
 
-python -m alexnet_jax.predict --workdir=runs/alexnet PICTURE... [--json=FILE] [--out=FILE]
+python -m alexnet_jax.predict --workdir=runs/alexnet IMAGE... [--json=FILE] [--out=FILE]
 
-A picture is rescaled and cut as the training pictures were (§2), and looked at in ten views (§4.1).
+A image is rescaled and cut as the training images were (§2), and looked at in ten views (§4.1).
 """
 
 import argparse
@@ -13,20 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import command, host, trained
-from alexnet_jax.data.pictures import centre_square, decode
+from alexnet_jax.data.images import centre_square, decode
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
-from alexnet_jax.figures.sheet import picture_file, save
-from alexnet_jax.scores import Evaluator
-from alexnet_jax.terminal import complain, progress_bar
+from alexnet_jax.figures.sheet import image_file, save
+from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.terminal import complain, progress_bar
+from alexnet_jax.training import trained
+from alexnet_jax.training.scores import Evaluator
 
-AT_ONCE = 16  # pictures at most; ten thousand need no more memory than these
+AT_ONCE = 16  # images at most; ten thousand need no more memory than these
 
 
 def predict(
     net: trained.Trained, files: Sequence[Path], *, ten_views: bool = True
 ) -> tuple[list[tuple[Path, Guess]], list[str]]:
-    """The best labels of the pictures in `files`, and a line for each that cannot be read.
+    """The best labels of the images in `files`, and a line for each that cannot be read.
 
     Args:
       net: a trained network, on one device.
@@ -37,9 +38,9 @@ def predict(
     classes = net.setup.records.manifest.classes
     found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
-    # Always as many: a network is compiled anew for each number of pictures.
+    # Always as many: a network is compiled anew for each number of images.
     images = np.zeros((min(AT_ONCE, len(files)), size, size, 3), np.uint8)
-    with progress_bar(len(files), "pictures", "pictures", leave=False) as bar:
+    with progress_bar(len(files), "images", "images", leave=False) as bar:
         for start in range(0, len(files), AT_ONCE):
             some = files[start : start + AT_ONCE]
             squares = _squares(some, size, unread)
@@ -47,9 +48,9 @@ def predict(
             if not squares:
                 continue
             images[: len(squares)] = [square for _, square in squares]
-            log = evaluator.log_chances_of(net.params, images, ten_views=ten_views)[: len(squares)]
-            pictures = images[: len(squares)].copy()
-            guesses = best_guesses(pictures, np.exp(log), classes, [None] * len(squares))
+            log = evaluator.log_probs_of(net.params, images, ten_views=ten_views)[: len(squares)]
+            images = images[: len(squares)].copy()
+            guesses = best_guesses(images, np.exp(log), classes, [None] * len(squares))
             found += [(file, guess) for (file, _), guess in zip(squares, guesses, strict=True)]
     return found, unread
 
@@ -72,17 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
 
     def job() -> None:
-        host.set_up(1)
-        step, out = trained.parse_step(given.step), given.out and picture_file(given.out)
-        file = command.output("--json", given.json)
+        host.configure_jax(1)
+        step, out = trained.parse_step(given.step), given.out and image_file(given.out)
+        file = cli.output("--json", given.json)
         net = trained.open_trained(Path(given.workdir), step=step, records=given.records)
-        files = [Path(name) for name in given.pictures]
+        files = [Path(name) for name in given.images]
         found, unread = predict(net, files, ten_views=given.views == 10)
         for name, guess in found:
-            best = zip(guess.labels, guess.chances, strict=True)
+            best = zip(guess.labels, guess.probs, strict=True)
             print(f"{name}: " + ", ".join(f"{label} {chance:.1%}" for label, chance in best))
         if file:
-            values = [{"picture": str(name), "labels": _named(guess)} for name, guess in found]
+            values = [{"image": str(name), "labels": _named(guess)} for name, guess in found]
             file.write_text(json.dumps(values, indent=2) + "\n")
         if out and found:
             save(draw_guesses([guess for _, guess in found]), out)
@@ -91,23 +92,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unread:
             sys.exit(2)
 
-    command.guard(job, "stopped")
+    cli.guard(job, "stopped")
 
 
 def _named(guess: Guess) -> dict[str, float]:
-    return dict(zip(guess.labels, guess.chances, strict=True))
+    return dict(zip(guess.labels, guess.probs, strict=True))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("predict", __doc__)
+    parser = cli.parser("predict", __doc__)
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="JPEG, PNG and other common files")
+    add("images", nargs="+", metavar="IMAGE", help="JPEG, PNG and other common files")
     add("--workdir", required=True, help="the folder of a run")
-    add("--views", type=int, choices=(1, 10), default=10, help="of each picture; 10")
+    add("--views", type=int, choices=(1, 10), default=10, help="of each image; 10")
     add("--step", default="newest", help="the checkpoint: newest, best or a number; newest")
     add("--records", help="where the run's records are, if not where they were")
     add("--json", help="a file to write the five best labels to")
-    add("--out", help="a picture to draw: each picture with its best labels as bars")
+    add("--out", help="a image to draw: each image with its best labels as bars")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Pictures to records: rescales, cuts, stores and sums up a whole set, once (§2).
+"""Images to records: rescales, cuts, stores and sums up a whole set, once (§2).
 
 python -m alexnet_jax.prepare --source=folder:PATH --out=DIR
 
-Stopped half-way, the same command goes on where it was. Threads share the work: decoding,
+Stopped half-way, the same command resumes. Threads share the work: decoding,
 rescaling, encoding and summing all leave Python's lock, and threads cannot be orphaned.
 """
 
@@ -19,10 +19,10 @@ from typing import Any, get_args
 import cv2
 from tqdm import tqdm
 
-from alexnet_jax import command
-from alexnet_jax.data import cores, layout, pictures, records, shards, sources
-from alexnet_jax.errors import UserError
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.data import cores, images, layout, records, shards, sources
+from alexnet_jax.runtime import cli
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import progress_bar
 
 
 def prepare(
@@ -41,16 +41,16 @@ def prepare(
     Args:
       source: as `sources.open_source` takes it.
       out: a new folder, or one that an interrupted run left.
-      size: side of the pictures, pixels.
+      size: side of the images, pixels.
       format: 'jpeg' or 'raw'.
-      skip_bad: leave out pictures that cannot be decoded, and list them in the manifest.
+      skip_bad: leave out images that cannot be decoded, and list them in the manifest.
       threads: that read; 0: one for each core.
 
     Returns:
       What `out` now holds. If it was complete before, nothing is done.
 
     Raises:
-      UserError: the source is not there, a picture cannot be decoded, a label is outside the
+      UserError: the source is not there, a image cannot be decoded, a label is outside the
         classes, or `out` holds something else. Finished shards stay, so that the run can go on.
     """
     folder = Path(out)
@@ -60,14 +60,14 @@ def prepare(
         return _already_done(folder, source, size, format)
     opened = sources.open_source(source, size)
     _refuse_empty(source, {name: len(split) for name, split in opened.splits.items()})
-    settings = layout.Settings(source, size, format, _fingerprint(opened))
+    settings = layout.PrepareOptions(source, size, format, _fingerprint(opened))
     settings.begin(folder)
     tasks = [task for name in opened.splits for task in _tasks(opened, name)]
     try:
         made = _run(tasks, folder, settings, skip_bad, threads or cores())
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: {error.strerror or error}; mend this, and the same "
+            f"{error.filename or folder}: {error.strerror or error}; fix this, and the same "
             f"command goes on where it was"
         ) from error
     by_split = {
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; `arguments` are the process' own if not given."""
     flags = vars(_parser().parse_args(arguments))
     out = flags["out"]
-    command.guard(lambda: _prepare_and_say(flags), f"stopped; the same command goes on in {out}")
+    cli.guard(lambda: _prepare_and_say(flags), f"stopped; the same command resumes in {out}")
 
 
 def _prepare_and_say(flags: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def _prepare_and_say(flags: dict[str, Any]) -> None:
         records.verify(out)
         print(f"{out} holds what was prepared, to the last bit")
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
-    print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} pictures")
+    print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} images")
     if "validation" not in manifest.splits:
         there = ", ".join(manifest.splits)
         print(
@@ -106,13 +106,13 @@ def _prepare_and_say(flags: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("prepare", __doc__)
+    parser = cli.parser("prepare", __doc__)
     add = parser.add_argument
-    add("--source", required=True, help=f"where the pictures are: {sources.KINDS}")
+    add("--source", required=True, help=f"where the images are: {sources.KINDS}")
     add("--out", required=True, help="the folder to write; nothing is written elsewhere")
-    add("--size", type=int, default=256, help="side of the pictures, pixels; 256")
+    add("--size", type=int, default=256, help="side of the images, pixels; 256")
     add("--format", choices=get_args(layout.Format), default="jpeg", help="of the records; jpeg")
-    add("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be decoded")
     add("--verify", action="store_true", help="read all again, and compare with what was written")
     add("--threads", type=int, default=0, help="that share the work; 0: one for each core")
     return parser
@@ -139,11 +139,11 @@ def _already_done(
 def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:
     for split, count in counts.items():
         if not count:
-            raise UserError(f"--source={source} has no pictures in its split {split!r}")
+            raise UserError(f"--source={source} has no images in its split {split!r}")
 
 
 def _fingerprint(source: sources.Source) -> str:
-    """Of the names of all classes and pictures."""
+    """Of the names of all classes and images."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for name, split in source.splits.items():
         digest.update(f"\n\n{name} {len(split)}".encode())
@@ -161,13 +161,13 @@ class _Task:
 
     classes: int
     split: str
-    pictures: sources.Split
+    images: sources.Split
     number: int
     range: range
 
 
 def _tasks(source: sources.Source, name: str) -> Iterator[_Task]:
-    """Shards of 128 to 8192 pictures, 64 of them in between: enough for all cores to share."""
+    """Shards of 128 to 8192 images, 64 of them in between: enough for all cores to share."""
     count = len(source.splits[name])
     per_shard = min(max(-(-count // 64), 128), 8192)
     for number, start in enumerate(range(0, count, per_shard)):
@@ -189,18 +189,22 @@ class _Progress:
 
 
 def _run(
-    tasks: Sequence[_Task], folder: Path, settings: layout.Settings, skip_bad: bool, threads: int
+    tasks: Sequence[_Task],
+    folder: Path,
+    settings: layout.PrepareOptions,
+    skip_bad: bool,
+    threads: int,
 ) -> list[shards.Shard]:
     """Writes the shards that are not there yet; returns all, in order."""
     made = [shards.finished_shard(folder, settings, task.split, task.number) for task in tasks]
     for shard in made:
         if shard is not None and shard.skipped and not skip_bad:
-            raise _bad_picture(shard.skipped[0])
+            raise _bad_image(shard.skipped[0])
     there = sum(len(t.range) for t, shard in zip(tasks, made, strict=True) if shard is not None)
     total = sum(len(task.range) for task in tasks)
     cv2.setNumThreads(1)  # its own would compete with ours
     with (
-        progress_bar(total, "preparing", "pictures", initial=there) as bar,
+        progress_bar(total, "preparing", "images", initial=there) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         progress = _Progress(bar)
@@ -211,7 +215,7 @@ def _run(
         }
         try:
             done, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
-            for future in missing.values():  # of several errors by now, the first picture's
+            for future in missing.values():  # of several errors by now, the first image's
                 if future in done:
                     future.result()
         except BaseException:
@@ -226,14 +230,14 @@ def _run(
 def _write_shard(
     task: _Task,
     folder: Path,
-    settings: layout.Settings,
+    settings: layout.PrepareOptions,
     skip_bad: bool,
     progress: _Progress,
 ) -> shards.Shard:
     """Writes one shard.
 
     Raises:
-      UserError: a picture cannot be decoded, or has a label outside the classes.
+      UserError: a image cannot be decoded, or has a label outside the classes.
       CancelledError: `progress` says to stop.
     """
     writer = shards.ShardWriter(folder, settings, task.split, task.number)
@@ -244,12 +248,12 @@ def _write_shard(
             try:
                 whole, label = _read(task, index)
             except ValueError as error:
-                problem = f"{task.pictures.name(index)}: {error}"
+                problem = f"{task.images.name(index)}: {error}"
                 if not skip_bad:
-                    raise _bad_picture(problem) from error
+                    raise _bad_image(problem) from error
                 writer.skip(problem)
             else:
-                writer.add(pictures.centre_square(whole, settings.size), label)
+                writer.add(images.centre_square(whole, settings.size), label)
             progress.advance()
     except BaseException:
         writer.abandon()
@@ -258,23 +262,23 @@ def _write_shard(
 
 
 def _read(task: _Task, index: int) -> tuple[Any, int]:
-    """A picture, uint8 [height, width, 3], and its label.
+    """A image, uint8 [height, width, 3], and its label.
 
     Raises:
       ValueError: it cannot be decoded.
       UserError: its label is none of the classes.
     """
-    picture, label = task.pictures.read(index)
+    image, label = task.images.read(index)
     if not 0 <= label < task.classes:
         raise UserError(
-            f"{task.pictures.name(index)} has label {label}; "
+            f"{task.images.name(index)} has label {label}; "
             f"the {task.classes} classes are 0 to {task.classes - 1}"
         )
-    return pictures.decode(picture) if isinstance(picture, bytes) else picture, label
+    return images.decode(image) if isinstance(image, bytes) else image, label
 
 
-def _bad_picture(problem: str) -> UserError:
-    return UserError(f"{problem}; mend or remove it, or leave such pictures out with --skip-bad")
+def _bad_image(problem: str) -> UserError:
+    return UserError(f"{problem}; fix or remove it, or leave such images out with --skip-bad")
 
 
 if __name__ == "__main__":

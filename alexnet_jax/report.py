@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from alexnet_jax import command, config, workdir
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import read_metrics
-from alexnet_jax.terminal import markdown_table
+from alexnet_jax import config
+from alexnet_jax.runtime import cli, workdir
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.runtime.terminal import markdown_table
 
 HEAD = (
     "experiment",
@@ -28,7 +29,7 @@ HEAD = (
     "ours, ten views",
     "ours, centre crop",
     "compared",
-    "pictures",
+    "images",
     "seeds",
     "trained",
     "on",
@@ -37,7 +38,7 @@ NOT_RUN = "not run"
 
 
 class Errors(NamedTuple):
-    """Shares of a split's pictures, in [0, 1]."""
+    """Shares of a split's images, in [0, 1]."""
 
     top1: float
     top5: float
@@ -222,19 +223,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
 
     def job() -> None:
-        out = command.output("--out", given.out)
+        out = cli.output("--out", given.out)
         specs = [spec for spec in given.configs.split(",") if spec]
         planned = [one for spec in specs for one in planned_in(spec)]
-        table = report(command.folders(given.workdirs), planned)
+        table = report(cli.folders(given.workdirs), planned)
         print(table)
         if out:
             out.write_text(table + "\n")
 
-    command.guard(job, "stopped")
+    cli.guard(job, "stopped")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("report", __doc__)
+    parser = cli.parser("report", __doc__)
     parser.add_argument("--workdirs", required=True, help="the runs' folders, by commas")
     parser.add_argument("--configs", default="", help="what else has a row, by commas")
     parser.add_argument("--out", help="a file to write the table to")

@@ -9,21 +9,26 @@ from typing import Any, NoReturn
 
 import jax
 
-from alexnet_jax import config, host, optim, processes, workdir
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import config, optim
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
-from alexnet_jax.metrics import FILE as METRICS
-from alexnet_jax.metrics import Clock, MetricsLog
-from alexnet_jax.model.mesh import check_peers, fetch, local_rows, place_batch
-from alexnet_jax.scores import Evaluator, Tally
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.state import State, init_state, restore_state
-from alexnet_jax.step import Control, make_control, make_step, training_input
-from alexnet_jax.stopping import Stop, Stopped
-from alexnet_jax.terminal import progress_bar, say
-
-CHECKED_BATCHES = 2  # of each start: do processes that hold the same rows read the same?
+from alexnet_jax.runtime import distributed, host, workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.metrics import FILE as METRICS
+from alexnet_jax.runtime.metrics import Clock, MetricsLog
+from alexnet_jax.runtime.sharding import fetch, local_rows, put_batch
+from alexnet_jax.runtime.signals import Stop, Stopped
+from alexnet_jax.runtime.terminal import progress_bar, say
+from alexnet_jax.training.diagnostics import (
+    LayerDiagnostics,
+    StuckLoss,
+    check_loss,
+    check_weights,
+    label_entropy,
+)
+from alexnet_jax.training.scores import Evaluator, RunningScores
+from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.state import State, init_state, restore_state
+from alexnet_jax.training.step import DeviceHyperparams, make_step, put_hyperparams, training_input
 
 
 def fit(c: config.Config, folder: Path) -> None:
@@ -36,12 +41,12 @@ def fit(c: config.Config, folder: Path) -> None:
     setup = make_setup(c)
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
-        with processes.together():
+        with distributed.together():
             run = Run(setup, folder, stack)
             if run.complete():
                 say(f"{folder} is trained already, for {run.step} steps; see its metrics.jsonl")
             else:
-                processes.of_first(lambda: _record_start(run))
+                distributed.on_main_process(lambda: _record_start(run))
                 run.train()
 
 
@@ -62,29 +67,28 @@ class Run:
         rows = local_rows(setup.network.mesh, c.batch)
         batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
         self.batches = stack.enter_context(closing(batches))
-        self.tally = Tally()  # of the steps since the last line of metrics
+        self.running = RunningScores()  # of the steps since the last line of metrics
         self.unscored: dict[str, float] | None = None  # metrics of a step whose scoring was left
         self.state, self.step = self._begin()
         self.saved = self.step or None  # the newest checkpoint's step
-        self.setting = self.policy.setting(self.epochs)  # of the newest step
+        self.hyperparams = self.policy.hyperparams(self.epochs)  # of the newest step
         self.log = None  # the first process writes for all
-        if processes.number() == 0:
+        if distributed.process_index() == 0:
             self.log = stack.enter_context(closing(MetricsLog(folder, self.step)))
         self.evaluator = Evaluator(setup)
-        self.health = LayerHealth(setup.network, c)
+        self.health = LayerDiagnostics(setup.network, c)
         self.stuck = StuckLoss(label_entropy(setup.train.labels), c.log.stuck_after)
         self.clock = Clock(c.batch)
         self.outcomes: list[Any] = []  # of the newest steps, still on the devices
-        self.unchecked = iter(range(CHECKED_BATCHES))
         self.stop = stack.enter_context(Stop())
 
     def _begin(self) -> tuple[State, int]:
         restored = restore_state(self.setup, self.checkpoints, self.batches)
         if restored is None:
             return init_state(self.setup), 0
-        say(f"going on from the checkpoint of step {restored.step}")
+        say(f"resuming from the checkpoint of step {restored.step}")
         self.policy.load(restored.meta["policy"])
-        self.tally = Tally(**restored.meta.get("tally", {}))
+        self.running = RunningScores(**restored.meta.get("running", {}))
         self.unscored = restored.meta.get("unscored")
         return restored.state, restored.step
 
@@ -103,9 +107,9 @@ class Run:
         return self.step * self.config.batch / len(self.setup.train)
 
     def ended_epoch(self) -> bool:
-        """Whether the newest step took the last picture of an epoch."""
-        batch, pictures = self.config.batch, len(self.setup.train)
-        return self.step * batch // pictures > (self.step - 1) * batch // pictures
+        """Whether the newest step took the last image of an epoch."""
+        batch, images = self.config.batch, len(self.setup.train)
+        return self.step * batch // images > (self.step - 1) * batch // images
 
     def over(self) -> bool:
         """Whether no step is left to do."""
@@ -119,50 +123,50 @@ class Run:
 
     def train(self) -> None:
         """Goes on to the end, or until a signal asks for one."""
-        pixels, step = self.setup.pixels, None
+        normalization, step = self.setup.normalization, None
         if self.unscored is not None:
             self._finish_step(self.unscored)
         with progress_bar(self.last, "training", "steps", initial=self.step) as bar:
-            for batch, control in self._inputs():
+            for batch, hyperparams in self._inputs():
                 if step is None:
                     with self.clock.apart("compile"):
-                        lowered = make_step(self.setup).lower(self.state, pixels, batch, control)
+                        lowered = make_step(self.setup).lower(
+                            self.state, normalization, batch, hyperparams
+                        )
                         step = lowered.compile()
-                self.state, outcome = step(self.state, pixels, batch, control)
+                self.state, outcome = step(self.state, normalization, batch, hyperparams)
                 self.outcomes.append(outcome)
                 self.step += 1
                 self.clock.count_step()
                 # Two steps under way keep the devices busy; more would only pile up batches.
                 jax.block_until_ready(self.outcomes[-3:-2])
                 bar.update()
-                self._after_step(batch, control)
+                self._after_step(batch, hyperparams)
                 if self.stop.asked():
                     self._leave()
         self.checkpoints.wait()
         say(f"metrics in {self.folder / METRICS}; curves: tensorboard --logdir={self.folder}")
         say(f"checkpoints in {self.folder / workdir.CHECKPOINTS}")
 
-    def _inputs(self) -> Iterator[tuple[Any, Control]]:
-        """Placed batches, each with what the policy sets for its step, until the run is over."""
-        control = make_control(self.setup, self.setting)
+    def _inputs(self) -> Iterator[tuple[Any, DeviceHyperparams]]:
+        """Batches on the devices, each with its hyperparameters, until the run is over."""
+        hyperparams = put_hyperparams(self.setup, self.hyperparams)
         while not self.over():
-            now = self.policy.setting(self.epochs)
-            if now != self.setting:
-                self.setting, control = now, make_control(self.setup, now)
+            now = self.policy.hyperparams(self.epochs)
+            if now != self.hyperparams:
+                self.hyperparams, hyperparams = now, put_hyperparams(self.setup, now)
             with self.clock.apart("input"):
                 batch = next(self.batches)
             mesh, rows = self.setup.network.mesh, self.config.batch
-            if next(self.unchecked, None) is not None:
-                check_peers(mesh, batch, rows)
-            yield place_batch(mesh, batch, rows), control
+            yield put_batch(mesh, batch, rows), hyperparams
 
-    def _after_step(self, batch: Any, control: Control) -> None:
+    def _after_step(self, batch: Any, hyperparams: DeviceHyperparams) -> None:
         """Logs, scores and saves, if it is time: at most one line of metrics for a step."""
         values: dict[str, float] = {}
         if self._saves() or _due(self.step, self.config.log.every):
             values |= self._progress()
         if _due(self.step, self.config.log.layers_every):
-            values |= self._layers(batch, control)
+            values |= self._layers(batch, hyperparams)
         self._finish_step(values)
 
     def _finish_step(self, values: dict[str, float]) -> None:
@@ -185,17 +189,17 @@ class Run:
     def _progress(self) -> dict[str, float]:
         """The means over the steps since the last call, and their rate."""
         self._count()
-        running, self.tally = self.tally.scores(), Tally()
+        running, self.running = self.running.scores(), RunningScores()
         check_loss(self.step, running.loss, self.saved)
         warning = self.stuck.notice(self.step, running.loss)
         if warning:
             say(warning)
-        return running.named("train") | {"opt/lr": self.setting.rate}
+        return running.named("train") | {"opt/lr": self.hyperparams.rate}
 
     def _count(self) -> None:
         """Fetches the outcomes of the newest steps."""
         for losses, ranks in fetch(self.outcomes):
-            self.tally.add(losses, ranks)
+            self.running.add(losses, ranks)
         self.outcomes.clear()
 
     def _times(self) -> dict[str, float]:
@@ -204,9 +208,9 @@ class Run:
         epochs = left * self.config.batch // len(self.setup.train)
         return self.clock.read(left, evaluations_left=epochs)
 
-    def _layers(self, batch: Any, control: Control) -> dict[str, float]:
+    def _layers(self, batch: Any, hyperparams: DeviceHyperparams) -> dict[str, float]:
         with self.clock.apart("layers"):
-            images = training_input(self.setup, self.setup.pixels, batch, control)
+            images = training_input(self.setup, self.setup.normalization, batch, hyperparams)
             return self.health.read(self.state["params"], self.state["optimizer"], images)
 
     def _score(self, values: dict[str, float]) -> dict[str, float]:
@@ -245,7 +249,7 @@ class Run:
             meta = {
                 "records": self.setup.records.manifest.hash,
                 "policy": self.policy.state(),
-                "tally": dataclasses.asdict(self.tally),
+                "running": dataclasses.asdict(self.running),
                 "unscored": self.unscored,
             }
             self.checkpoints.save(self.step, self.state, self.batches, meta, values)

@@ -21,19 +21,21 @@ import jax
 import numpy as np
 from absl import flags
 
-from alexnet_jax import command, config, host, trained, workdir
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import config
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.mesh import Placed, local_rows
 from alexnet_jax.optim import make_policy
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import init_state
+from alexnet_jax.runtime import cli, host, workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import ShardedModel, local_rows
+from alexnet_jax.training import trained
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import init_state
 
 Layout = Literal["classic", "torch", "caffe"]
 Params = Mapping[str, Mapping[str, np.ndarray]]
-"""Arrays by layer and name, 'kernel' or 'bias', with the shapes of `Placed.shapes`."""
+"""Arrays by layer and name, 'kernel' or 'bias', with the shapes of `ShardedModel.shapes`."""
 
 _NAMES = {
     "classic": {"kernel": "kernel", "bias": "bias"},
@@ -52,7 +54,7 @@ class _Tensor(NamedTuple):
     read: Callable[[np.ndarray], np.ndarray]
 
 
-def to_layout(params: Params, network: Placed, layout: Layout) -> dict[str, np.ndarray]:
+def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str, np.ndarray]:
     """Parameters as the tensors of a layout, by name: 'conv2.weight'.
 
     Raises:
@@ -64,7 +66,7 @@ def to_layout(params: Params, network: Placed, layout: Layout) -> dict[str, np.n
     }
 
 
-def from_layout(tensors: Mapping[str, np.ndarray], network: Placed, layout: Layout) -> Params:
+def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout: Layout) -> Params:
     """The parameters that `to_layout` would have made these tensors of, as float32.
 
     Raises:
@@ -89,7 +91,7 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: Placed, layout: Layo
     return params
 
 
-def _tensors(network: Placed, layout: Layout) -> dict[str, _Tensor]:
+def _tensors(network: ShardedModel, layout: Layout) -> dict[str, _Tensor]:
     """Every tensor of a layout, by its name there.
 
     Raises:
@@ -104,7 +106,7 @@ def _tensors(network: Placed, layout: Layout) -> dict[str, _Tensor]:
 
 
 def _tensor(
-    layer: str, name: str, shape: tuple[int, ...], network: Placed, layout: Layout
+    layer: str, name: str, shape: tuple[int, ...], network: ShardedModel, layout: Layout
 ) -> _Tensor:
     if layout == "classic" or name == "bias":
         return _Tensor(layer, name, shape, np.asarray, np.asarray)
@@ -133,7 +135,7 @@ def _outputs_last(kernel: np.ndarray, seen: int) -> np.ndarray:
     return kernel.reshape(len(kernel), seen, -1).transpose(2, 1, 0).reshape(kernel.T.shape)
 
 
-def _check(network: Placed, layout: Layout) -> None:
+def _check(network: ShardedModel, layout: Layout) -> None:
     module = network.bind(network.shapes)
     if layout == "classic":
         return
@@ -150,7 +152,7 @@ def _check(network: Placed, layout: Layout) -> None:
         )
 
 
-def _seen_by_fc6(network: Placed) -> int:
+def _seen_by_fc6(network: ShardedModel) -> int:
     """Maps that each neuron of fc6 sees."""
     return int(network.bind(network.shapes).fc6.seen)
 
@@ -229,11 +231,11 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is missing")
     folder, file = Path(given.workdir), Path(given.file)
     if arguments[0] == "export":
-        host.set_up(1)
+        host.configure_jax(1)
         export_weights(folder, file, given.layout, trained.parse_step(given.step))
     else:
-        c = command.given_config()
-        host.set_up(c.devices, deterministic=c.deterministic)
+        c = cli.given_config()
+        host.configure_jax(c.devices, deterministic=c.deterministic)
         import_weights(c, folder, file, given.layout)
 
 
@@ -242,4 +244,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("file", None, "The safetensors file.")
     flags.DEFINE_enum("layout", "classic", get_args(Layout), "Names and shapes in the file.")
     flags.DEFINE_string("step", "newest", "Checkpoint to export: newest, best or a number.")
-    command.run(main, "stopped")
+    cli.run(main, "stopped")

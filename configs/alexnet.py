@@ -3,7 +3,7 @@
 python -m alexnet_jax.prepare --source=ilsvrc2012:DOWNLOADS --out=records/imagenet2012
 python -m alexnet_jax.main --config=configs/alexnet.py --workdir=runs/alexnet
 
-Cost: 90 epochs of 1,281,167 pictures, 4.35 GFLOP each: 0.5 EFLOP. The paper: five to six days on
+Cost: 90 epochs of 1,281,167 images, 4.35 GFLOP each: 0.5 EFLOP. The paper: five to six days on
 two GTX 580. Expected: 40.7% top-1 and 18.2% top-5 error on the validation set, ten views (§6.1).
 With these initial weights the loss may stay long at ln(1000); configs/alexnet_2012.py does not.
 """

@@ -7,9 +7,8 @@ Cost: as configs/alexnet.py. Expected: 40.664% top-1 and 18.210% top-5 error on 
 ten views (the log of the released run 145). This file is the whole list of differences.
 """
 
+from alexnet_jax.configs import alexnet
 from ml_collections import ConfigDict
-
-from configs import alexnet
 
 
 def get_config() -> ConfigDict:
@@ -20,8 +19,8 @@ def get_config() -> ConfigDict:
 
     # The mean image's centre is subtracted wherever the crop was, after mirroring.
     config.data.mean = "centre"
-    # The draws are multiplied by standard deviations on 0..255, and picture and shift together
-    # divided by 1.1, to keep the scale of training pictures near that of test pictures.
+    # The draws are multiplied by standard deviations on 0..255, and image and shift together
+    # divided by 1.1, to keep the scale of training images near that of test images.
     config.data.lighting.scale = "deviation"
     config.data.lighting.shrink = True
 
@@ -31,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.lrn.alpha = 2e-5
     # An unpublished normalisation over 5x5 places of each map after LRN2: alpha = 1e-3 / 25.
     config.model.within_map.layers = ("conv2",)
-    # With 0.01 in conv3-5 little of the picture reaches the softmax: at the start the picture moves
+    # With 0.01 in conv3-5 little of the image reaches the softmax: at the start the image moves
     # conv5's outputs by 4% of their mean, with 0.03 by 35%.
     config.model.std.conv3 = 0.03
     config.model.std.conv4 = 0.03

@@ -20,9 +20,8 @@ to have the best rate of its own sweep: --config.policy.rate=0.003.
 from collections.abc import Mapping
 from typing import Any
 
+from alexnet_jax.configs import alexnet
 from ml_collections import ConfigDict
-
-from configs import alexnet
 
 FASTER = "25% training error 6 times as soon with ReLU (§3.1)"
 NETS = {  # what the paper says of it, and what its authors' code gave; top-1 test error in %

@@ -1,13 +1,12 @@
-"""All eight layers and both towers, small: from generated pictures to error rates in a minute.
+"""All eight layers and both towers, small: from generated images to error rates in a minute.
 
 python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
 Cost: under three minutes on two CPU cores. Expected: a validation top-1 error under 10%.
 """
 
+from alexnet_jax.configs import alexnet_2012
 from ml_collections import ConfigDict
-
-from configs import alexnet_2012
 
 
 def get_config() -> ConfigDict:
@@ -25,10 +24,10 @@ def get_config() -> ConfigDict:
 
     config.model.classes = 10
     config.model.width = 0.25
-    # Narrower layers sum over fewer inputs, so their weights must be larger to pass the picture on.
+    # Narrower layers sum over fewer inputs, so their weights must be larger to pass the image on.
     for layer in config.model.std:
         config.model.std[layer] = 0.05
-    config.model.std.conv1 = 0.01  # sees the picture itself, as at full size
+    config.model.std.conv1 = 0.01  # sees the image itself, as at full size
 
     config.policy.phases = (
         {"epoch": 0, "rate": 1e-2, "layers": {}, "lighting": True},

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # The data
 #
-# From a picture on disk to what the first layer sees: the mean image (§2), random crops and
+# From a image on disk to what the first layer sees: the mean image (§2), random crops and
 # mirror images, PCA lighting, and the ten views of testing (§4.1).
 #
-# AlexNet learns from pictures of 256 x 256 pixels and sees 224 x 224 of them. Instead of ImageNet's
+# AlexNet learns from images of 256 x 256 pixels and sees 224 x 224 of them. Instead of ImageNet's
 # here are drawn ones, of ten classes; all else is as in `configs/alexnet_2012.py`.
 
 # %%
@@ -36,23 +36,25 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
 
-from alexnet_jax import config, host
+from alexnet_jax.configs import alexnet_2012
+
+from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
 from alexnet_jax.prepare import prepare
-from configs import alexnet_2012
+from alexnet_jax.runtime import host
 
 os.chdir(sys.path[0])
-host.set_up(2)
+host.configure_jax(2)
 plt.rcParams.update({"figure.dpi": 100, "image.interpolation": "nearest"})
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy pictures are large as PNG
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are large as PNG
 
 # %% [markdown]
 # ## Records
 #
-# `prepare` decodes, rescales and cuts every picture once, and writes the result with two
-# statistics of the training pictures. If the records are there already it does nothing.
+# `prepare` decodes, rescales and cuts every image once, and writes the result with two
+# statistics of the training images. If the records are there already it does nothing.
 
 # %%
 drawn = {"source": "generated:512", "records": "records/generated_256", "format": "raw"}
@@ -61,26 +63,26 @@ manifest = prepare(data.source, data.records, size=data.size, format=data.format
 records = open_records(data.records)
 train = records.split("train")
 for name, split in manifest.splits.items():
-    print(f"{name}: {split.count} pictures, {min(split.label_counts)} or more of each class")
+    print(f"{name}: {split.count} images, {min(split.label_counts)} or more of each class")
 
 
 # %%
 def read(number, side=data.size, corner=(0, 0)):
-    """The square of a training picture that begins at `corner`."""
-    picture = np.empty((side, side, 3), np.uint8)
-    train.read(number, picture, *corner)
-    return picture
+    """The square of a training image that begins at `corner`."""
+    image = np.empty((side, side, 3), np.uint8)
+    train.read(number, image, *corner)
+    return image
 
 
-def show(axes, picture, title=""):
-    """A picture of grey levels 0 to 255 without axes."""
-    axes.imshow(np.clip(picture, 0, 255).astype(np.uint8))
+def show(axes, image, title=""):
+    """A image of grey levels 0 to 255 without axes."""
+    axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
 # %% [markdown]
-# One picture of each class: five forms, each in warm and in cool colours. Place, size and
+# One image of each class: five forms, each in warm and in cool colours. Place, size and
 # background vary, so neither the colour nor the form alone tells the class.
 
 # %%
@@ -91,28 +93,28 @@ for label, axes in enumerate(grid.flat):
 # %% [markdown]
 # ## The mean image
 #
-# The only preprocessing is to subtract the mean of all training pictures, pixel by pixel (§2).
+# The only preprocessing is to subtract the mean of all training images, pixel by pixel (§2).
 # There is no division by a standard deviation: the network sees grey levels around zero. The mean
-# of pictures whose forms may lie anywhere is nearly flat; the second panel, on a scale of its
+# of images whose forms may lie anywhere is nearly flat; the second panel, on a scale of its
 # own, shows the few grey levels by which it is not.
 
 # %%
-mean, picture = records.statistics.mean, read(0)
+mean, image = records.statistics.mean, read(0)
 figure, (left, middle, third, right) = plt.subplots(1, 4, figsize=(8.5, 2.3), layout="constrained")
 show(left, mean, f"mean image: {mean.min():.0f} to {mean.max():.0f}")
 drawn = middle.imshow(mean.mean(-1), cmap="gray")
 middle.set(title="the same, greys stretched", xticks=[], yticks=[])
 figure.colorbar(drawn, ax=middle, label="grey level", shrink=0.8)
-show(third, picture, f"a picture: {picture.min()} to {picture.max()}")
-centred = picture - mean
+show(third, image, f"a image: {image.min()} to {image.max()}")
+centred = image - mean
 show(right, 128 + centred, f"less the mean: {centred.min():.0f} to {centred.max():.0f}\n(+128)")
 middle.title.set_fontsize(9)
 
 # %% [markdown]
 # ## Random crops and mirror images
 #
-# Each time a picture is used, the network sees another part of it, and in half of the cases its
-# mirror image (§4.1). The draws below are the first of training, here all applied to one picture.
+# Each time a image is used, the network sees another part of it, and in half of the cases its
+# mirror image (§4.1). The draws below are the first of training, here all applied to one image.
 
 # %%
 number, crops = 8, 8
@@ -120,7 +122,7 @@ with closing(train_batches(train, data, batch=crops, seed=0, rows=[(0, crops)]))
     batch = next(batches)
 free = data.size - data.crop
 places = (free + 1) ** 2
-print(f"{places} places x 2 = {2 * places} ways to see a picture of {data.size} pixels")
+print(f"{places} places x 2 = {2 * places} ways to see a image of {data.size} pixels")
 
 # %%
 figure = plt.figure(figsize=(8, 3.1), layout="constrained")
@@ -158,10 +160,10 @@ for view, axes in enumerate(grid.flat):
 # ## PCA lighting
 #
 # The covariance of the training pixels' red, green and blue has three eigenvectors $p_i$ and
-# eigenvalues $\lambda_i$. For each use of a picture three numbers $\alpha_i$ are drawn from a
+# eigenvalues $\lambda_i$. For each use of a image three numbers $\alpha_i$ are drawn from a
 # normal distribution with standard deviation 0.1, and $\sum_i p_i \alpha_i \lambda_i$ is added to
-# all of its pixels (§4.1): the light changes in the directions in which the pictures' colours
-# vary anyway. Below, each row is one direction, and the picture is shifted by up to twice the
+# all of its pixels (§4.1): the light changes in the directions in which the images' colours
+# vary anyway. Below, each row is one direction, and the image is shifted by up to twice the
 # standard deviation of the draws.
 
 # %%
@@ -176,7 +178,7 @@ _ = figure.suptitle("components 1 to 3 by -2 to +2 deviations: shift of R, G, B"
 
 # %% [markdown]
 # **Eigenvalue or deviation?** An eigenvalue is a variance, so what the formula adds depends on
-# the unit: on pixels of 0 to 255 it would drown the picture. So `scale="eigenvalue"`, the paper's
+# the unit: on pixels of 0 to 255 it would drown the image. So `scale="eigenvalue"`, the paper's
 # text, takes the pixels as 0 to 1; `scale="deviation"`, what the authors' code does, multiplies
 # by $\sqrt{\lambda_i}$, for which the unit does not matter. How far do they go? We measure the
 # spread of what `augment.train_input` adds, over the draws of training, beside the formula's
@@ -200,7 +202,7 @@ with closing(
 # %%
 deviations = {"training": np.sqrt(records.statistics.eigenvalues)}
 deviations["published"] = augment.PUBLISHED_DEVIATIONS
-table = "| pictures | scale | formula, grey levels | measured |\n|---|---|---|---|\n"
+table = "| images | scale | formula, grey levels | measured |\n|---|---|---|---|\n"
 shifts = {}
 for source, d in deviations.items():
     for scale, factor in {"deviation": d, "eigenvalue": 255 * (d / 255) ** 2}.items():

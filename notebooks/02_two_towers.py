@@ -35,16 +35,18 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
 
-from alexnet_jax import config, host
+from alexnet_jax.configs import alexnet, tiny
+
+from alexnet_jax import config
 from alexnet_jax.benchmark.bench import Bench
 from alexnet_jax.benchmark.program import measure_collectives, measure_memory
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import make_network
-from configs import alexnet, tiny
+from alexnet_jax.runtime import host
+from alexnet_jax.training.setup import make_network
 
 os.chdir(sys.path[0])
-host.set_up(2)
+host.configure_jax(2)
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]

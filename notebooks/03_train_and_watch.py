@@ -15,7 +15,7 @@
 # # Train and watch
 #
 # The whole network, all eight layers and both towers, but narrow: `configs/tiny.py` on drawn
-# pictures. It learns in about half a minute on two cores. We train it, watch its curves while it
+# images. It learns in about half a minute on two cores. We train it, watch its curves while it
 # learns, and then read from its metrics whether it is healthy.
 
 # %%
@@ -32,15 +32,17 @@ from IPython.display import DisplayHandle, Markdown
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
 
-from alexnet_jax import config, host
+from alexnet_jax.configs import tiny
+
+from alexnet_jax import config
 from alexnet_jax.figures.curves import draw_curves
-from alexnet_jax.metrics import read_metrics
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import host
+from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.train import fit
-from configs import tiny
 
 os.chdir(sys.path[0])
-host.set_up(2)
+host.configure_jax(2)
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 90
 
@@ -106,7 +108,7 @@ print(f"ten views at the end: {ten[1, -1]:.2%} (§4.1)")
 #   does not learn, too large and it does not settle; a thousandth is a rule of thumb.
 # - **weight**: the mean size of the weights.
 # - **dead**: the share of units, feature maps or neurons, that gave nothing above zero for any
-#   picture of the batch, at any place. With ReLUs such a unit gets no gradient (§3.1).
+#   image of the batch, at any place. With ReLUs such a unit gets no gradient (§3.1).
 
 # %%
 rates, drops = curve("opt/lr"), []

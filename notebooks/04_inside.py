@@ -15,7 +15,7 @@
 # # Inside a trained network
 #
 # What the small network of `configs/tiny.py` has learned: its first-layer kernels as in Fig. 3,
-# what each tower makes of one picture, what response normalisation does (§3.3), and whether the
+# what each tower makes of one image, what response normalisation does (§3.3), and whether the
 # towers have come to share the work (§6.1).
 
 # %%
@@ -32,7 +32,9 @@ from matplotlib.colors import PowerNorm
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
 
-from alexnet_jax import config, host
+from alexnet_jax.configs import tiny
+
+from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.figures.kernels import (
     colourfulness,
@@ -41,12 +43,12 @@ from alexnet_jax.figures.kernels import (
     orientation_strength,
 )
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime import host
 from alexnet_jax.train import fit
-from alexnet_jax.trained import open_trained
-from configs import tiny
+from alexnet_jax.training.trained import open_trained
 
 os.chdir(sys.path[0])
-host.set_up(2)
+host.configure_jax(2)
 # %matplotlib inline
 plt.rcParams.update({"figure.dpi": 90, "image.interpolation": "nearest"})
 
@@ -63,32 +65,32 @@ net = open_trained(folder)
 # %% [markdown]
 # ## Kernels of the first layer
 #
-# Fig. 3 of the paper: every kernel of the first layer as a small picture. Grey is zero, and each
-# kernel has its full contrast. After few epochs on simple pictures they are rougher than the
+# Fig. 3 of the paper: every kernel of the first layer as a small image. Grey is zero, and each
+# kernel has its full contrast. After few epochs on simple images they are rougher than the
 # paper's: patches of colour and of light against dark, few clear stripes.
 
 # %%
 draw_kernels([folder])
 
 # %% [markdown]
-# ## One picture in both towers
+# ## One image in both towers
 #
-# A validation picture, its centre crop without the mean, and the output of every layer for it.
+# A validation image, its centre crop without the mean, and the output of every layer for it.
 # Each small square is a feature map, bright where its kernel responds; the maps get smaller from
 # layer to layer as strides and pooling take their part. Of layers 6 and 7 each pixel is a neuron.
 
 # %%
 setup, split = net.setup, net.setup.validation
 number = np.flatnonzero(split.labels == 6)[0]
-picture = np.empty((1, split.size, split.size, 3), np.uint8)
-split.read(number, picture[0])
-seen = augment.view(picture, setup.pixels["mean"], c.data, augment.CENTRE)
+image = np.empty((1, split.size, split.size, 3), np.uint8)
+split.read(number, image[0])
+seen = augment.view(image, setup.normalization["mean"], c.data, augment.CENTRE)
 outputs = setup.network.bind(net.params).outputs(seen)
-chances = np.exp(outputs["fc8"][0]) / np.exp(outputs["fc8"][0]).sum()
+probs = np.exp(outputs["fc8"][0]) / np.exp(outputs["fc8"][0]).sum()
 classes = setup.records.manifest.classes
 print(f"a {classes[split.labels[number]]}; the network says:")
-for best in np.argsort(-chances)[:3]:
-    print(f"{chances[best]:7.2%} {classes[best]}")
+for best in np.argsort(-probs)[:3]:
+    print(f"{probs[best]:7.2%} {classes[best]}")
 
 
 # %%
@@ -116,14 +118,14 @@ for axes, layer in zip(grid[:, 1:].T, layers, strict=True):
         drawn = tiles(values, 4 if layer == "conv1" else 8) if conv else values.reshape(-1, 32)
         panel.imshow(drawn, cmap="magma", norm=scale)
         panel.set_title(f"{layer} {name}\n{np.mean(values > 0):.0%} above 0", fontsize=9)
-grid[0, 0].imshow(picture[0])
-grid[0, 0].set_title("the picture\n", fontsize=9)
+grid[0, 0].imshow(image[0])
+grid[0, 0].set_title("the image\n", fontsize=9)
 for axes in grid.flat:
     axes.set_axis_off()
     axes.set_anchor("N")
 
 # %% [markdown]
-# Only some of the units respond to a picture: that is what the ReLU leaves (§3.1). The share
+# Only some of the units respond to a image: that is what the ReLU leaves (§3.1). The share
 # above zero stands over each panel; both towers of a layer have the same scale, brightness being
 # the root of the response. The first layer's two halves see the same pixels with different
 # kernels; from layer 3 on, each tower has seen the other's maps as well.
@@ -212,6 +214,6 @@ for name, params in {"initial": setup.network.init(c.seed), "trained": net.param
 Markdown(table)
 
 # %% [markdown]
-# One run of a small network on ten classes of drawn pictures is no test of the paper's finding:
+# One run of a small network on ten classes of drawn images is no test of the paper's finding:
 # the table says how this one came out. With more runs (`--config.seed=1` ...) `draw_towers` takes
 # all their folders.

@@ -31,19 +31,21 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
 
-from alexnet_jax import config, host
+from alexnet_jax.configs import tiny
+
+from alexnet_jax import config
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.prepare import prepare
 from alexnet_jax.report import planned_in, report
+from alexnet_jax.runtime import host
+from alexnet_jax.runtime.workdir import CHECKPOINTS
 from alexnet_jax.train import fit
-from alexnet_jax.workdir import CHECKPOINTS
-from configs import tiny
 
 os.chdir(sys.path[0])
-host.set_up(2)
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy pictures are large as PNG
+host.configure_jax(2)
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are large as PNG
 plt.rcParams["figure.dpi"] = 90
 
 # %%
@@ -70,7 +72,7 @@ planned = [*planned_in("configs/alexnet_2012.py"), *planned_in("configs/ablation
 Markdown(report(folders, planned))
 
 # %% [markdown]
-# A run on drawn pictures has no counterpart in the paper, so its cells there are empty; of ten
+# A run on drawn images has no counterpart in the paper, so its cells there are empty; of ten
 # classes, five labels that are all wrong are rare, so its top-5 error says little.
 #
 # ## Curves
@@ -91,16 +93,16 @@ draw_curves(folders)
 draw_figure1(folders)
 
 # %% [markdown]
-# ## Fig. 4: what it says of pictures
+# ## Fig. 4: what it says of images
 #
-# Eight validation pictures with their five most probable labels, by ten views (§6.1). The right
+# Eight validation images with their five most probable labels, by ten views (§6.1). The right
 # label is red.
 
 # %%
 draw_figure4(folders[:1])
 
 # %% [markdown]
-# To the left a validation picture, beside it the training pictures whose responses in layer 7 are
+# To the left a validation image, beside it the training images whose responses in layer 7 are
 # nearest to its own; the numbers are Euclidean distances (§6.1). Equal pixels are not what makes
 # them near: place, size and shade of the forms differ.
 

@@ -16,18 +16,19 @@ _CACHE = tempfile.TemporaryDirectory(prefix="alexnet-jax-tests-")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+from alexnet_jax.configs import tiny  # noqa: E402
+
 from alexnet_jax import config  # noqa: E402
 from alexnet_jax.prepare import prepare  # noqa: E402
-from configs import tiny  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; under pytest no one has parsed them
 
-SHARED = Path(os.environ.get("ALEXNET_JAX_PICTURES", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(os.environ.get("ALEXNET_JAX_IMAGES", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Records of generated pictures, 72 x 72: 256 to train, 32 to validate."""
+    """Records of generated images, 72 x 72: 256 to train, 32 to validate."""
     folder = tmp_path_factory.mktemp("records") / "generated"
     prepare("generated:256", folder, size=72, format="raw")
     return folder

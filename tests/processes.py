@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from alexnet_jax import workdir
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.metrics import read_metrics
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import restore_state
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import restore_state
 from tests.conftest import make_config
 
 VALUES = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}  # `command`'s

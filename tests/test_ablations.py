@@ -1,11 +1,11 @@
 """Each ablation differs from the whole network in what it is called after, and can be built."""
 
 import pytest
+from alexnet_jax.configs import ablations, alexnet_2012
 
 from alexnet_jax import config
 from alexnet_jax.model.describe import layer_table
-from alexnet_jax.setup import make_network
-from configs import ablations, alexnet_2012
+from alexnet_jax.training.setup import make_network
 
 WHOLE = 60_965_224  # parameters
 

@@ -1,4 +1,4 @@
-"""At full size, with the same weights and pictures, PyTorch finds the same logits and gradients."""
+"""At full size, with the same weights and images, PyTorch finds the same logits and gradients."""
 
 import functools
 import tarfile
@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from alexnet_jax.configs import ablations, alexnet, alexnet_2012
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.data.pictures import centre_square, decode
+from alexnet_jax.data.images import centre_square, decode
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.layers import Draw, dropout
-from configs import ablations, alexnet, alexnet_2012
+from alexnet_jax.model.layers import DropoutKey, dropout
 from tests.conftest import SHARED
 
 torch = pytest.importorskip("torch")
 
-from tests.peers.torch_alexnet import TorchAlexNet  # noqa: E402
+from tests.reference.torch_alexnet import TorchAlexNet  # noqa: E402
 
 
 def relative(ours, theirs) -> float:
@@ -29,13 +29,13 @@ def relative(ours, theirs) -> float:
 
 
 def clouds(count: int) -> np.ndarray:
-    """Random pictures with the spectrum of natural ones; unlike drawn shapes nothing repeats."""
+    """Random images with the spectrum of natural ones; unlike drawn shapes nothing repeats."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(224)[:, None], np.fft.fftfreq(224)) + 1 / 224
     noise = np.fft.fft2(rng.normal(size=(count, 3, 224, 224))) / frequency
-    pictures = np.fft.ifft2(noise).real
-    pictures *= 50 / pictures.std(axis=(2, 3), keepdims=True)
-    return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1), np.float32)
+    images = np.fft.ifft2(noise).real
+    images *= 50 / images.std(axis=(2, 3), keepdims=True)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float32)
 
 
 def photos(count: int) -> np.ndarray:
@@ -67,7 +67,7 @@ class Both:
     def distances(self, images: np.ndarray) -> dict[str, float]:
         """Relative distances of logits, loss and each gradient, with dropout on."""
         count = len(images)
-        labels, draw = np.arange(count) * 7, Draw(jax.random.key(1), jnp.arange(count))
+        labels, draw = np.arange(count) * 7, DropoutKey(jax.random.key(1), jnp.arange(count))
         (loss, logits), gradients = self.ours(self.state, images, labels, draw)
         masks = tuple(
             torch.tensor(np.asarray(dropout(jnp.ones((count, 4096)), 0.5, draw, layer, 2048)))
@@ -97,16 +97,16 @@ def both_of(recipe) -> Both:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [alexnet, alexnet_2012])
-@pytest.mark.parametrize("pictures", [clouds, photos])
-def test_logits_loss_and_every_gradient_agree_to_1e_4(recipe, pictures):
-    """Picture by picture; logits and loss in all of them, all sixteen gradients in most of them.
+@pytest.mark.parametrize("images", [clouds, photos])
+def test_logits_loss_and_every_gradient_agree_to_1e_4(recipe, images):
+    """Image by image; logits and loss in all of them, all sixteen gradients in most of them.
 
     Gradients jump where two inputs of a maximum are equal or the input of a ReLU is 0, and in one
-    picture out of several rounding alone decides such a case: PyTorch's gradients in float32 are
-    then as far from its own in float64. A wrong formula would show in every picture.
+    image out of several rounding alone decides such a case: PyTorch's gradients in float32 are
+    then as far from its own in float64. A wrong formula would show in every image.
     """
     both = both_of(recipe)
-    found = [both.distances(picture[None]) for picture in pictures(5)]
+    found = [both.distances(image[None]) for image in images(5)]
     assert max(max(one["loss"], one["logits"]) for one in found) < 1e-4
     agreeing = [one for one in found if max(one.values()) < 1e-4]
     assert len(agreeing) >= 3, found

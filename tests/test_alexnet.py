@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from alexnet_jax.configs import alexnet
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.describe import format_table, layer_table
-from alexnet_jax.setup import make_network
-from configs import alexnet
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.setup import make_network
 from tests.conftest import make_config
 from tests.test_layers import across_maps_by_hand
 
@@ -186,6 +186,6 @@ def test_bfloat16_computes_and_float32_parameters_and_logits():
     assert 0 < np.abs(outputs["fc8"] - exact).max() < 0.05 * np.abs(exact).max()
 
 
-def test_pictures_too_small_for_three_poolings_are_refused():
+def test_images_too_small_for_three_poolings_are_refused():
     with pytest.raises(UserError, match=r"data\.crop=40 is too small"):
         table(make_config(data__crop=40))

@@ -5,14 +5,22 @@ import json
 import jax
 import numpy as np
 import pytest
+from alexnet_jax.configs import alexnet, cifar10
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.benchmark import compiled, feeding, hlo, layers, program, step, timing
+from alexnet_jax.benchmark import (
+    hlo,
+    input_time,
+    layer_time,
+    program,
+    startup_time,
+    step_time,
+    timing,
+)
 from alexnet_jax.benchmark.bench import Bench, Step
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
-from configs import alexnet, cifar10
+from alexnet_jax.runtime.errors import UserError
 from tests.conftest import make_config
 from tests.test_main import command
 from tests.test_towers import step_program
@@ -39,7 +47,7 @@ def test_what_devices_exchange_is_read_with_its_bytes(records):
     forward = [one for one in found if "transpose(" not in one.scope]
     assert [one.kind for one in forward] == ["all-gather"] * 3 + ["all-reduce"]
     assert all(one.groups == ((0, 1),) for one in found)
-    # 16 pictures; with crop 64 conv3 sees 3 x 3 places, fc6 1; width 1/8 of 256, 256, 4096 maps.
+    # 16 images; with crop 64 conv3 sees 3 x 3 places, fc6 1; width 1/8 of 256, 256, 4096 maps.
     halves = [16 * 3 * 3 * 32 // 2, 16 * 32 // 2, 16 * 512 // 2]
     assert [one.sent for one in forward] == [4 * half for half in halves] + [4 * 16 * 10]
     backward = [one.sent for one in found if "transpose(" in one.scope]
@@ -83,7 +91,7 @@ def test_another_way_to_write_groups_of_devices_is_not_guessed():
 
 
 def test_plain_jax_gives_our_logits():
-    plain_jax = pytest.importorskip("tests.peers.plain_jax")
+    plain_jax = pytest.importorskip("tests.reference.plain_jax")
     plain = config.as_dict(config.parse(alexnet.get_config()))
     plain["model"] |= {"width": 0.125, "dropout": 0.0, "classes": 10}
     c = config.parse(plain).model
@@ -96,13 +104,13 @@ def test_plain_jax_gives_our_logits():
 def test_no_convolution_is_given_to_the_library_that_is_slow_at_them(records):
     lines = step_program(records, 1).compile().as_text().splitlines()
     own = [line for line in lines if " convolution(" in line]
-    assert len(own) >= 3 * 5 - 1  # five layers, three passes; none to the picture
+    assert len(own) >= 3 * 5 - 1  # five layers, three passes; none to the image
     assert not [line for line in lines if "ynn" in line and "conv_general_dilated" in line]
 
 
 def test_operations_are_counted_as_usual():
     """Six for each of the 0.724 G multiply-adds forward, see test_alexnet: 4.35 GFLOP."""
-    assert step.training_flop(config.parse(alexnet.get_config())) == 6 * 724_406_816
+    assert step_time.training_flop(config.parse(alexnet.get_config())) == 6 * 724_406_816
 
 
 @pytest.mark.slow
@@ -111,7 +119,7 @@ def test_a_step_is_timed_beside_its_peers(records, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net: net)  # minutes, for what is PyTorch's
     paper = {"model__lrn__before_activation": (), "model__within_map__layers": ()}
     for c in (make_config(records, **paper), cifar(records)):
-        rows = step.measure(bench(tmp_path, c, devices=(1, 2), peer=True))
+        rows = step_time.measure(bench(tmp_path, c, devices=(1, 2), peer=True))
         names = [row["what"] for row in rows]
         assert names[:3] == ["ours, 1 device(s)", "ours, 2 device(s)", "PyTorch eager"]
         assert ("plain JAX" in names) == isinstance(c.model, config.AlexNet)
@@ -129,17 +137,17 @@ def cifar(records):
 @pytest.mark.slow
 @pytest.mark.long
 def test_each_layer_has_a_row_on_a_grid_of_both_axes(records, tmp_path):
-    rows = layers.measure(bench(tmp_path, make_config(records), devices=(4,)))
+    rows = layer_time.measure(bench(tmp_path, make_config(records), devices=(4,)))
     assert [row["layer"] for row in rows] == [*make_config().model.names, "input, loss, update"]
 
 
 def test_input_and_training_are_timed(records, tmp_path, monkeypatch):
-    monkeypatch.setattr(feeding, "SECONDS", 0.2)
+    monkeypatch.setattr(input_time, "SECONDS", 0.2)
     c = make_config(records)
-    jpeg, raw = feeding.measure_input(bench(tmp_path, c))
+    jpeg, raw = input_time.measure_input(bench(tmp_path, c))
     assert jpeg["ratio"] == jpeg["images/CPU-s"] / jpeg["decoding alone, images/CPU-s"]
     assert raw["format"] == "raw"
-    (row,) = feeding.measure_train(bench(tmp_path, c))
+    (row,) = input_time.measure_train(bench(tmp_path, c))
     assert row["ratio"] == pytest.approx(row["from records"] / row["one batch again, images/s"])
     assert row["checkpoint holds up, s"] <= row["written after, s"]
 
@@ -155,14 +163,14 @@ def test_memory_counts_the_state_once(records, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_start_finds_the_compiled_programs(records, tmp_path):
-    (row,) = compiled.measure(bench(tmp_path, make_config(records)))
+    (row,) = startup_time.measure(bench(tmp_path, make_config(records)))
     assert row["ratio"] == row["second start, s"] / row["first start, s"]
     assert list((tmp_path / "cache-0").iterdir())
 
 
 def test_a_start_that_fails_says_why(tmp_path):
     with pytest.raises(UserError, match="a process that only starts ended with status 1"):
-        compiled.measure(bench(tmp_path, make_config(tmp_path / "none")))
+        startup_time.measure(bench(tmp_path, make_config(tmp_path / "none")))
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.errors import UserError
 from tests.conftest import make_config
 
 

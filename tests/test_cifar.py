@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import optax
 import pytest
+from alexnet_jax.configs import cifar10
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.describe import layer_table
-from alexnet_jax.setup import make_network, make_setup
-from alexnet_jax.state import init_state
-from alexnet_jax.step import make_step
-from configs import cifar10
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.setup import make_network, make_setup
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_step
 from tests.test_towers import step_inputs
 
 
@@ -66,7 +66,7 @@ def test_the_2x2_of_lrn_and_width_differs_in_these_alone():
 )
 def test_logits_loss_and_every_gradient_are_pytorchs(name, crop):
     torch = pytest.importorskip("torch")
-    from tests.peers.torch_cifar import TorchCifar
+    from tests.reference.torch_cifar import TorchCifar
 
     layers = [dict(layer, std=0.1) for layer in config.as_dict(net(name))["model"]["layers"]]
     c = net(name, layers=layers).model
@@ -102,10 +102,10 @@ def losses_and_params(records, devices):
     values |= {"devices": devices, "batch": 16}
     values["data"] |= {"records": str(records), "size": 72, "validation": "validation"}
     setup = make_setup(config.parse(values))
-    batches, placed, control = step_inputs(setup)
+    batches, placed, hyperparams = step_inputs(setup)
     step, state, losses = make_step(setup), init_state(setup), []
     for _, batch in zip(range(4), placed, strict=False):
-        state, (loss, _) = step(state, setup.pixels, batch, control)
+        state, (loss, _) = step(state, setup.normalization, batch, hyperparams)
         losses.append(np.asarray(loss))
     batches.close()
     return losses, jax.device_get(state["params"])

@@ -4,11 +4,12 @@ import copy
 import json
 
 import pytest
+from alexnet_jax.configs import alexnet, alexnet_2012, cifar10, tiny
 
-from alexnet_jax import config, workdir
-from alexnet_jax.errors import UserError
+from alexnet_jax import config
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
-from configs import alexnet, alexnet_2012, cifar10, tiny
 from tests.conftest import make_config
 
 

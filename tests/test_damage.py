@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import seal, workdir
 from alexnet_jax.benchmark.hlo import collectives
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import MetricsLog, read_metrics
-from alexnet_jax.seal import fingerprints
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import restore_state
+from alexnet_jax.runtime import checksum, workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.checksum import array_checksums
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import MetricsLog, read_metrics
 from alexnet_jax.train import fit
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import restore_state
 from tests.conftest import make_config
 
 ROOT = Path(__file__).parents[1]
@@ -141,15 +141,15 @@ def test_another_number_in_the_arrays_is_noticed(tmp_path, records):
     values = rng.normal(size=(6, 8)).astype(np.float32)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
-    whole = fingerprints({"w": values})
-    assert whole == fingerprints({"w": jax.device_put(values, split)})
+    whole = array_checksums({"w": values})
+    assert whole == array_checksums({"w": jax.device_put(values, split)})
     for place in np.ndindex(values.shape):
         changed = values.copy()
         changed.view(np.uint32)[place] ^= np.uint32(1 << rng.integers(32))
-        assert fingerprints({"w": changed}) != whole
+        assert array_checksums({"w": changed}) != whole
     swapped = values.copy()
     swapped[0, 0], swapped[3, 4] = values[3, 4], values[0, 0]
-    assert fingerprints({"w": swapped}) != whole
+    assert array_checksums({"w": swapped}) != whole
 
 
 def test_devices_send_only_sums_to_tell_what_was_saved():
@@ -157,7 +157,7 @@ def test_devices_send_only_sums_to_tell_what_was_saved():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("x",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     values = jax.ShapeDtypeStruct((64, 64), np.float32, sharding=split)
-    found = collectives(jax.jit(seal._sums).lower({"w": values}).compile().as_text())
+    found = collectives(jax.jit(checksum._sums).lower({"w": values}).compile().as_text())
     assert [(one.kind, one.bytes) for one in found] == [("all-reduce", 4)]
 
 
@@ -171,7 +171,7 @@ def watch(event, arguments):
         raise RuntimeError(f"a pickle asks for {arguments!r}")
 
 from pathlib import Path
-from alexnet_jax import trained
+from alexnet_jax.training import trained
 sys.addaudithook(watch)
 net = trained.open_trained(Path(sys.argv[1]), devices=1)
 print("opened", net.step)

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import evaluate, trained
-from alexnet_jax.errors import UserError
+from alexnet_jax import evaluate
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
 from tests.conftest import make_config
 
 RNG = np.random.default_rng(0)
@@ -36,15 +37,15 @@ def test_an_average_of_probabilities():
 
 
 def test_scores_of_probabilities():
-    chances = np.float32([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    scores = evaluate.score_chances(chances, np.int32([0, 1]))
+    probs = np.float32([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    scores = evaluate.score_probs(probs, np.int32([0, 1]))
     np.testing.assert_allclose(scores.loss, -(np.log(0.5) + np.log(0.2)) / 2, rtol=1e-6)
     assert scores.top1_error == 0.5
-    assert scores.pictures == 2
+    assert scores.images == 2
 
 
 def test_an_impossible_label_costs_much_but_not_everything():
-    scores = evaluate.score_chances(np.float32([[1.0, 0.0]]), np.int32([1]))
+    scores = evaluate.score_probs(np.float32([[1.0, 0.0]]), np.int32([1]))
     assert 80 < scores.loss < 90
 
 
@@ -68,7 +69,7 @@ def test_searched_weights_are_the_best_of_a_fine_grid():
     nets = [guesses(labels, 2), guesses(labels, 3)]
 
     def loss(share):
-        return evaluate.score_chances(
+        return evaluate.score_probs(
             evaluate.average(nets, np.array([share, 1 - share])), labels
         ).loss
 
@@ -85,35 +86,37 @@ def runs(records, tmp_path_factory):
     return folder
 
 
-def test_networks_are_averaged_picture_by_picture(runs, tmp_path, capsys):
+def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     """By hand: the two networks' own probabilities, on one device each."""
     nets = [trained.open_trained(runs / name) for name in "ab"]
-    chances = [
+    probs = [
         np.exp(
-            evaluate.Evaluator(net.setup).log_chances(
+            evaluate.Evaluator(net.setup).log_probs(
                 net.params, net.setup.validation, ten_views=False, what="alone"
             )
         )
         for net in nets
     ]
     labels = nets[0].setup.validation.labels
-    np.testing.assert_allclose(chances[0].sum(-1), 1, rtol=1e-5)
-    mean = (chances[0] + chances[1]) / 2
+    np.testing.assert_allclose(probs[0].sum(-1), 1, rtol=1e-5)
+    mean = (probs[0] + probs[1]) / 2
     found = evaluate.evaluate_together(nets, ten_views=False, search=False)
     np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
-    assert found.pictures == len(labels) == 512
+    assert found.images == len(labels) == 512
     assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
 
 
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     found = evaluate.evaluate_together(nets, ten_views=False, search=True)
-    assert found.pictures == 256
-    assert "weights found on every second picture: " in capsys.readouterr().out
+    assert found.images == 256
+    assert "weights found on every second image: " in capsys.readouterr().out
 
 
 def test_the_command_writes_what_it_found(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.host, "set_up", lambda devices: None)  # the process has begun
+    monkeypatch.setattr(
+        evaluate.host, "configure_jax", lambda devices: None
+    )  # the process has begun
     written = tmp_path / "scores.json"
     workdirs = f"--workdirs={runs}/a,{runs}/b"
     evaluate.main([workdirs, "--views=1", "--devices=2", f"--json={written}"])
@@ -142,7 +145,7 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     ],
 )
 def test_a_wrong_command_is_one_line(runs, capsys, monkeypatch, options, said):
-    monkeypatch.setattr(evaluate.host, "set_up", lambda devices: None)
+    monkeypatch.setattr(evaluate.host, "configure_jax", lambda devices: None)
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([f"--workdirs={runs / 'a'}", *options])
     assert stopped.value.code == 2

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import host, trained
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import figure1, kernels
 from alexnet_jax.figures.__main__ import FIGURES, main
+from alexnet_jax.runtime import host
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
 from tests.conftest import make_config
 
 pytest.importorskip("matplotlib")
@@ -20,11 +21,11 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(autouse=True)
 def in_a_process_that_has_begun(monkeypatch):
-    monkeypatch.setattr(host, "set_up", lambda devices: None)
+    monkeypatch.setattr(host, "configure_jax", lambda devices: None)
 
 
 def write_run(folder, activation, lines):
-    """A workdir as far as Fig. 1 looks at it; 100 steps of 4 pictures, 399 pictures an epoch."""
+    """A workdir as far as Fig. 1 looks at it; 100 steps of 4 images, 399 images an epoch."""
     from alexnet_jax import config
 
     folder.mkdir()
@@ -122,9 +123,9 @@ def run(records, tmp_path_factory):
 def test_the_command_draws(run, tmp_path, name):
     out = tmp_path / "figure.png"
     main([name, f"--workdirs={run}", f"--out={out}"])
-    picture = cv2.imread(str(out))
-    assert min(picture.shape[:2]) > 100
-    assert picture.std() > 5
+    image = cv2.imread(str(out))
+    assert min(image.shape[:2]) > 100
+    assert image.std() > 5
 
 
 def test_the_kernels_are_the_checkpoints(run):

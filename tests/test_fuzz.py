@@ -1,4 +1,4 @@
-"""Bad pictures by the hundred, and configs' values of every kind: named and refused."""
+"""Bad images by the hundred, and configs' values of every kind: named and refused."""
 
 import io
 import json
@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import predict, trained
+from alexnet_jax import predict
 from alexnet_jax.data import records
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
 from tests.conftest import make_config
 
 ROOT = Path(__file__).parents[1]
@@ -59,12 +60,12 @@ def jpeg_of(width: int, height: int) -> bytes:
 
 
 def bad_ones(count: int) -> dict[str, bytes]:
-    """By name, what no program can make a picture of."""
+    """By name, what no program can make a image of."""
     rng, draw = random.Random(0), np.random.default_rng(0)
     zeros = zlib.compress(bytes(10_000_000))
     fixed = {
         "empty.jpg": b"",
-        "text.jpg": b"this is no picture\n" * 99,
+        "text.jpg": b"this is no image\n" * 99,
         "zeros.png": bytes(5000),
         "html.jpg": b"<!doctype html><html>404</html>",
         "bomb.png": png_of(100_000, 100_000, zeros),
@@ -89,7 +90,7 @@ def bad_ones(count: int) -> dict[str, bytes]:
 
 
 def odd_ones() -> dict[str, bytes]:
-    """What looks odd and is a picture."""
+    """What looks odd and is a image."""
     pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 4), np.uint8)
     modes = {"L": "png", "LA": "png", "RGBA": "png", "P": "gif", "1": "png", "CMYK": "jpeg"}
     found = {}
@@ -108,9 +109,9 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two classes with good, odd and bad pictures in a source of their own."""
-    root, draw = tmp_path_factory.mktemp("fuzz") / "pictures", np.random.default_rng(2)
+def images(tmp_path_factory):
+    """Two classes with good, odd and bad images in a source of their own."""
+    root, draw = tmp_path_factory.mktemp("fuzz") / "images", np.random.default_rng(2)
     write(root / "train" / "cat", bad_ones(300) | odd_ones())
     (root / "train" / "cat" / "loop.jpg").symlink_to("loop.jpg")
     (root / "train" / "cat" / "gone.jpg").symlink_to("/nowhere/at/all.jpg")
@@ -129,10 +130,10 @@ def command(module: str, *arguments: str | os.PathLike) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
-def test_prepare_leaves_out_every_bad_picture_by_name_and_keeps_the_others(pictures, tmp_path):
+def test_prepare_leaves_out_every_bad_image_by_name_and_keeps_the_others(images, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "records"
-    source = f"folder:{pictures}"
+    source = f"folder:{images}"
     done = command(
         "alexnet_jax.prepare", f"--source={source}", f"--out={out}", "--size=32", "--skip-bad"
     )
@@ -146,9 +147,9 @@ def test_prepare_leaves_out_every_bad_picture_by_name_and_keeps_the_others(pictu
 
 
 @pytest.mark.slow
-def test_prepare_stops_at_a_bad_picture_in_one_line(pictures, tmp_path):
+def test_prepare_stops_at_a_bad_image_in_one_line(images, tmp_path):
     done = command(
-        "alexnet_jax.prepare", f"--source=folder:{pictures}", f"--out={tmp_path / 'records'}"
+        "alexnet_jax.prepare", f"--source=folder:{images}", f"--out={tmp_path / 'records'}"
     )
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -158,21 +159,21 @@ def test_prepare_stops_at_a_bad_picture_in_one_line(pictures, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_predict_names_every_bad_picture_and_labels_the_others(
-    records, pictures, tmp_path, capsys, monkeypatch
+def test_predict_names_every_bad_image_and_labels_the_others(
+    records, images, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(predict.host, "set_up", lambda devices: None)
+    monkeypatch.setattr(predict.host, "configure_jax", lambda devices: None)
     short = {"steps": 1, "batch": 16, "evaluate__batch": 16, "evaluate__ten_views_at_end": False}
     fit(make_config(records, **short), tmp_path / "run")
     assert trained.open_trained(tmp_path / "run").step == 1
-    files = sorted((pictures / "train" / "cat").iterdir())
+    files = sorted((images / "train" / "cat").iterdir())
     out = tmp_path / "labels.json"
     with pytest.raises(SystemExit) as stopped:
         predict.main(
             ["--views=1", f"--workdir={tmp_path / 'run'}", f"--json={out}", *map(str, files)]
         )
     assert stopped.value.code == 2
-    labelled = {Path(one["picture"]).name for one in json.loads(out.read_text())}
+    labelled = {Path(one["image"]).name for one in json.loads(out.read_text())}
     assert labelled == set(odd_ones())
     told = capsys.readouterr().err.splitlines()
     assert len([line for line in told if line.startswith("error: ")]) == len(files) - len(labelled)

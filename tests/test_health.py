@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 from alexnet_jax import optim
-from alexnet_jax.errors import UserError
-from alexnet_jax.health import LayerHealth, StuckLoss, check_loss, check_weights, label_entropy
-from alexnet_jax.setup import make_network
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.diagnostics import (
+    LayerDiagnostics,
+    StuckLoss,
+    check_loss,
+    check_weights,
+    label_entropy,
+)
+from alexnet_jax.training.setup import make_network
 from tests.conftest import make_config
 
 
@@ -63,11 +69,11 @@ def test_dead_units_and_sizes(devices):
         jax.tree.map(np.ones_like, params),
         rule.init(params),
         params,
-        rates=optim.Setting(0.5, {}, True).rates(c.optim, params),
+        rates=optim.Hyperparams(0.5, {}, True).rates(c.optim, params),
     )
     images = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype(np.float32) * 50
     placed = jax.device_put(params, network.shardings(network.specs))
-    values = LayerHealth(network, c).read(placed, optimizer, jnp.asarray(images))
+    values = LayerDiagnostics(network, c).read(placed, optimizer, jnp.asarray(images))
     assert values["dead/conv3"] == 0.25
     assert values["dead/fc6"] == 1.0
     assert "dead/fc8" not in values
@@ -82,5 +88,5 @@ def test_a_network_without_relus_has_no_dead_units():
     network = make_network(c)
     params = network.init(0)
     optimizer = optim.update_rule(c.optim).init(params)
-    values = LayerHealth(network, c).read(params, optimizer, jnp.ones((2, 64, 64, 3)))
+    values = LayerDiagnostics(network, c).read(params, optimizer, jnp.ones((2, 64, 64, 3)))
     assert not [key for key in values if key.startswith("dead/")]

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from alexnet_jax import host, processes
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import distributed, host
+from alexnet_jax.runtime.errors import UserError
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from alexnet_jax import host
+from alexnet_jax.runtime import host
 if sys.argv[1] == "keep":
     host._keep_freed_memory()
 for _ in range(3):
@@ -34,8 +34,8 @@ def test_freed_memory_is_used_again_without_the_kernels_help():
 
 SET_UP = """
 import os, sys
-from alexnet_jax import host
-host.set_up(2, deterministic=sys.argv[1] == "True")
+from alexnet_jax.runtime import host
+host.configure_jax(2, deterministic=sys.argv[1] == "True")
 import jax
 assert jax.device_count() == 2
 print(os.environ.get("XLA_FLAGS"))
@@ -61,7 +61,7 @@ def test_deterministic_adds_xlas_flag_to_the_users_own(asked, before, after):
     assert said.decode().strip() == after
 
 
-GPU = SET_UP.replace("host.set_up", "host._may_have_gpus = lambda: True\nhost.set_up")
+GPU = SET_UP.replace("host.configure_jax", "host._may_have_gpus = lambda: True\nhost.configure_jax")
 
 
 def test_gpus_get_their_flags_but_for_what_the_user_has_set():
@@ -77,6 +77,6 @@ def test_gpus_get_their_flags_but_for_what_the_user_has_set():
 
 
 def test_processes_share_the_devices_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(UserError, match=r"config\.devices=3 cannot be shared by 2 processes"):
-        host.set_up(3)
+        host.configure_jax(3)

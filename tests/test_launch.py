@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runtime.metrics import read_metrics
 from tests import machines, slurm
 from tests.conftest import SHARED
 from tests.processes import (
@@ -243,7 +243,7 @@ def test_slurm_requeues_what_was_stopped_or_killed(records, whole, tmp_path, nod
             said = log.read_text()
             assert "into the queue again" in said
             assert "start 2" in said
-            assert "going on from the checkpoint of step" in said
+            assert "resuming from the checkpoint of step" in said
             ended = end_of(records, folder)
             jax.tree.map(np.testing.assert_array_equal, ended[3], whole[3])
             if name == "scancel -s TERM":

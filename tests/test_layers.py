@@ -19,7 +19,7 @@ def normal(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("window", "side"), [(5, 8), (5, 7), (3, 6), (4, 9), (2, 5), (1, 4)])
 @pytest.mark.parametrize("seen", [1, 3, 4])
-def test_a_convolution_of_a_picture_and_its_gradients_are_pytorchs(window, side, seen):
+def test_a_convolution_of_a_image_and_its_gradients_are_pytorchs(window, side, seen):
     torch = pytest.importorskip("torch")
     layer = layers.TowerConv(window, seen, 6, name="conv1", std=0.1, bias=0.5, rngs=nnx.Rngs(0))
     x, pull = normal(2, side, side + 3, seen), normal(2, side, side + 3, 6)
@@ -131,9 +131,9 @@ def test_conv1_pads_three_pixels_right_and_below_only():
     layer = conv(11, 3, 2, stride=4)
     assert layer.padding(224, 11) == (0, 3)
     assert layer(jnp.zeros((1, 224, 224, 3))).shape == (1, 55, 55, 2)
-    picture = np.zeros((1, 224, 224, 3), np.float32)
-    picture[0, 0, 0] = 1  # the top left pixel is seen by the first window's first weights
-    out = layer(jnp.asarray(picture)) - 0.5
+    image = np.zeros((1, 224, 224, 3), np.float32)
+    image[0, 0, 0] = 1  # the top left pixel is seen by the first window's first weights
+    out = layer(jnp.asarray(image)) - 0.5
     np.testing.assert_allclose(out[0, 0, 0], layer.kernel[0, 0].sum(0), rtol=1e-5)
 
 
@@ -163,8 +163,8 @@ def test_a_dense_layer_flattens_each_tower_by_itself():
 # --- dropout ----------------------------------------------------------------------------------
 
 
-def draw(step: int = 0, rows: int = 64) -> layers.Draw:
-    return layers.Draw(jax.random.fold_in(jax.random.key(0), step), jnp.arange(rows))
+def draw(step: int = 0, rows: int = 64) -> layers.DropoutKey:
+    return layers.DropoutKey(jax.random.fold_in(jax.random.key(0), step), jnp.arange(rows))
 
 
 def test_dropout_zeroes_in_training_and_scales_in_testing():
@@ -192,5 +192,5 @@ def test_masks_differ_between_steps_layers_rows_and_towers():
 def test_a_mask_belongs_to_the_row_in_the_global_batch():
     x = jnp.ones((64, 512))
     whole = layers.dropout(x, 0.5, draw(), 6, 256)
-    later = layers.Draw(draw().key, jnp.arange(32, 64))
+    later = layers.DropoutKey(draw().key, jnp.arange(32, 64))
     np.testing.assert_array_equal(whole[32:], layers.dropout(x[32:], 0.5, later, 6, 256))

@@ -12,7 +12,7 @@ import pytest
 from alexnet_jax.benchmark.hlo import collectives
 from alexnet_jax.benchmark.program import compiled_step
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import make_setup
+from alexnet_jax.training.setup import make_setup
 from tests import machines
 from tests.conftest import make_config
 from tests.processes import assert_same_end, command, end_of, finish, train, wait_for_lines

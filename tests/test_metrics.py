@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from alexnet_jax import metrics
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import Clock, MetricsLog, read_metrics
+from alexnet_jax.runtime import metrics
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import Clock, MetricsLog, read_metrics
 
 
 def test_lines_are_on_disk_when_written(tmp_path):
@@ -74,7 +74,7 @@ def test_a_workdir_without_metrics_has_no_lines(tmp_path):
 def test_the_clock_keeps_learning_apart_from_the_rest(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    clock = Clock(pictures_a_step=32)
+    clock = Clock(images_a_step=32)
     with clock.apart("compile"):
         now[0] += 50
     for _ in range(4):

@@ -1,19 +1,19 @@
-"""The nearest pictures are those that comparing everything by hand finds."""
+"""The nearest images are those that comparing everything by hand finds."""
 
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax.data import augment
-from alexnet_jax.neighbours import nearest
-from alexnet_jax.setup import make_setup
+from alexnet_jax.figures.neighbours import nearest
+from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 
 
-def all_vectors(setup, params, pictures):
+def all_vectors(setup, params, images):
     """fc7 of centre crops, on one device, by hand."""
     network = setup.network.bind(jax.device_get(params))
-    views = augment.view(pictures, setup.records.statistics.mean, setup.config.data, augment.CENTRE)
+    views = augment.view(images, setup.records.statistics.mean, setup.config.data, augment.CENTRE)
     return np.asarray(jax.jit(network.outputs)(views)["fc7"], np.float64)
 
 
@@ -21,13 +21,13 @@ def all_vectors(setup, params, pictures):
 def test_the_nearest_of_all(records, devices):
     setup = make_setup(make_config(records, devices=devices, evaluate__batch=48))
     params, split = setup.network.init(0), setup.train
-    pictures = np.empty((len(split), split.size, split.size, 3), np.uint8)
-    for index, out in enumerate(pictures):
+    images = np.empty((len(split), split.size, split.size, 3), np.uint8)
+    for index, out in enumerate(images):
         split.read(index, out)
-    asked = pictures[[7, 100]] // 2
+    asked = images[[7, 100]] // 2
     ours = nearest(setup, params, asked, split, 5)
 
-    vectors, wanted = (all_vectors(setup, params, some) for some in (pictures, asked))
+    vectors, wanted = (all_vectors(setup, params, some) for some in (images, asked))
     by_hand = np.linalg.norm(wanted[:, None] - vectors[None], axis=-1)
     # Near ties may swap, so what is compared are the distances, of the ones that were found too.
     sorted_by_hand = np.sort(by_hand, axis=1)[:, :5]
@@ -36,10 +36,10 @@ def test_the_nearest_of_all(records, devices):
     np.testing.assert_allclose(found, sorted_by_hand, rtol=1e-3)
 
 
-def test_a_picture_of_the_split_is_nearest_to_itself(records):
+def test_a_image_of_the_split_is_nearest_to_itself(records):
     setup = make_setup(make_config(records, evaluate__batch=48))
-    picture = np.empty((1, setup.train.size, setup.train.size, 3), np.uint8)
-    setup.train.read(200, picture[0])
-    found = nearest(setup, setup.network.init(0), picture, setup.train, 1)
+    image = np.empty((1, setup.train.size, setup.train.size, 3), np.uint8)
+    setup.train.read(200, image[0])
+    found = nearest(setup, setup.network.init(0), image, setup.train, 1)
     assert found.indices[0, 0] == 200
     assert found.distances[0, 0] < 1e-3

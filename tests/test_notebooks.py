@@ -51,7 +51,7 @@ def outputs(notebook):
 
 
 def figures(notebook):
-    """The kinds of picture among the outputs, in order."""
+    """The kinds of image among the outputs, in order."""
     kinds = [kind for one in outputs(notebook) for kind in one.get("data", {})]
     return [kind for kind in kinds if kind.startswith("image/")]
 

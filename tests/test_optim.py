@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from alexnet_jax.configs import alexnet, alexnet_2012
 
 from alexnet_jax import config, optim
-from configs import alexnet, alexnet_2012
 
 PARAMS = {"conv1": {"kernel": np.float32([1.0, -2.0]), "bias": np.float32([0.5])}}
 
@@ -36,7 +36,7 @@ def random_gradients(steps):
 def test_the_formula_by_hand_over_a_change_of_the_rate():
     gradients = random_gradients(8)
     rates = [0.1] * 4 + [0.01] * 4
-    seen, state = run(plain(), gradients, [optim.Setting(rate, {}, True) for rate in rates])
+    seen, state = run(plain(), gradients, [optim.Hyperparams(rate, {}, True) for rate in rates])
 
     w, v = np.float64(PARAMS["conv1"]["kernel"]), np.zeros(2)
     for params, gradient, rate in zip(seen, gradients, rates, strict=True):
@@ -49,7 +49,7 @@ def test_the_formula_by_hand_over_a_change_of_the_rate():
 def test_the_rate_stands_inside_the_velocity():
     """After a drop the old velocity goes on at the old rate: what `optax.sgd` would not do."""
     gradients = [*random_gradients(1), jax.tree.map(np.zeros_like, PARAMS)]
-    settings = [optim.Setting(0.1, {}, True), optim.Setting(0.001, {}, True)]
+    settings = [optim.Hyperparams(0.1, {}, True), optim.Hyperparams(0.001, {}, True)]
     seen, _ = run(plain(weight_decay=0.0), gradients, settings)
     first = seen[0]["conv1"]["kernel"] - PARAMS["conv1"]["kernel"]
     second = seen[1]["conv1"]["kernel"] - seen[0]["conv1"]["kernel"]
@@ -60,7 +60,7 @@ def test_momentum_decay_and_layers_rates_agree_with_pytorch_at_a_constant_rate()
     torch = pytest.importorskip("torch")
     c = plain(bias_rate=2.0, decay_biases=False, weight_decay=0.5, layer_decay={"conv1": 0.01})
     gradients = random_gradients(6)
-    setting = optim.Setting(0.1, {"conv1": 0.03}, True)
+    setting = optim.Hyperparams(0.1, {"conv1": 0.03}, True)
     seen, _ = run(c, gradients, [setting] * 6)
 
     kernel, bias = (torch.tensor(PARAMS["conv1"][name]) for name in ("kernel", "bias"))
@@ -86,7 +86,7 @@ def test_the_plateau_drops_three_times_and_then_ends():
     policy, rates = plateau(), []
     for error in [0.9, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2, 0.2, 0.2]:
         assert not policy.finished
-        rates.append(policy.setting(0).rate)
+        rates.append(policy.hyperparams(0).rate)
         policy.observe(error)
     expected = [1e-2] * 4 + [1e-3] * 3 + [1e-4] * 3 + [1e-5] * 2
     np.testing.assert_allclose(rates, expected)
@@ -125,7 +125,7 @@ def test_the_plateau_goes_on_from_its_state():
 def test_the_2012_schedule():
     c = config.parse(alexnet_2012.get_config())
     policy = optim.make_policy(c.policy)
-    rates = {e: policy.setting(e) for e in (0, 24.99, 25, 50, 51, 66.9, 67, 71, 72, 78, 79, 91)}
+    rates = {e: policy.hyperparams(e) for e in (0, 24.99, 25, 50, 51, 66.9, 67, 71, 72, 78, 79, 91)}
     common = {epoch: setting.rate for epoch, setting in rates.items()}
     assert common == {
         0: 1e-2, 24.99: 1e-2, 25: 1e-3, 50: 1e-3, 51: 1e-4, 66.9: 1e-4,
@@ -142,5 +142,5 @@ def test_the_2012_schedule():
 
 def test_the_papers_policy_is_the_plateau_with_one_rate_for_all():
     c = config.parse(alexnet.get_config())
-    setting = optim.make_policy(c.policy).setting(0)
+    setting = optim.make_policy(c.policy).hyperparams(0)
     assert setting.rates(c.optim, PARAMS) == {"conv1": {"kernel": 0.01, "bias": 0.01}}

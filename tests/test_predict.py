@@ -1,4 +1,4 @@
-"""Labels for pictures: those of the checkpoint's own scores; files that are none are named."""
+"""Labels for images: those of the checkpoint's own scores; files that are none are named."""
 
 import json
 
@@ -6,16 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from alexnet_jax import predict, trained
+from alexnet_jax import predict
 from alexnet_jax.figures.figure4 import best_guesses, draw_guesses
-from alexnet_jax.scores import Evaluator
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
+from alexnet_jax.training.scores import Evaluator
 from tests.conftest import make_config
 
 
 @pytest.fixture(autouse=True)
 def in_a_process_that_has_begun(monkeypatch):
-    monkeypatch.setattr(predict.host, "set_up", lambda devices: None)
+    monkeypatch.setattr(predict.host, "configure_jax", lambda devices: None)
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +29,20 @@ def net(records, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(net, tmp_path_factory):
-    """The first 20 validation pictures as PNG files."""
-    folder, split = tmp_path_factory.mktemp("pictures"), net.setup.validation
-    picture, paths = np.empty((split.size, split.size, 3), np.uint8), []
+    """The first 20 validation images as PNG files."""
+    folder, split = tmp_path_factory.mktemp("images"), net.setup.validation
+    image, paths = np.empty((split.size, split.size, 3), np.uint8), []
     for index in range(20):
-        split.read(index, picture)
+        split.read(index, image)
         paths.append(folder / f"{index}.png")
-        cv2.imwrite(str(paths[-1]), picture[..., ::-1])
+        cv2.imwrite(str(paths[-1]), image[..., ::-1])
     return paths
 
 
 @pytest.mark.parametrize("ten_views", [False, True])
 def test_labels_are_those_of_the_splits_scores(net, files, ten_views):
     found, unread = predict.predict(net, files, ten_views=ten_views)
-    log = Evaluator(net.setup).log_chances(
+    log = Evaluator(net.setup).log_probs(
         net.params, net.setup.validation, ten_views=ten_views, what="all"
     )
     classes = net.setup.records.manifest.classes
@@ -49,12 +50,12 @@ def test_labels_are_those_of_the_splits_scores(net, files, ten_views):
     assert [file for file, _ in found] == files
     for (_, guess), row in zip(found, np.exp(log), strict=False):
         best = np.sort(row)[::-1][:5]
-        np.testing.assert_allclose(guess.chances, best, rtol=1e-4)
+        np.testing.assert_allclose(guess.probs, best, rtol=1e-4)
         np.testing.assert_allclose(row[classes.index(guess.labels[0])], best[0], rtol=1e-4)
 
 
-def test_files_that_are_no_pictures_are_named_and_the_others_labelled(net, files, tmp_path, capsys):
-    (tmp_path / "text.png").write_text("no picture")
+def test_files_that_are_no_images_are_named_and_the_others_labelled(net, files, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
     given = [files[0], tmp_path / "text.png", tmp_path / "none.png", files[1]]
     with pytest.raises(SystemExit) as end:
         predict.main([f"--workdir={net.folder}", *map(str, given)])
@@ -74,18 +75,18 @@ def test_the_command_writes_json_and_draws(net, files, tmp_path):
     line = [f"--workdir={net.folder}", "--views=1", f"--json={written}", f"--out={drawn}"]
     predict.main([*line, *map(str, files[:3])])
     values = json.loads(written.read_text())
-    assert [value["picture"] for value in values] == [str(file) for file in files[:3]]
+    assert [value["image"] for value in values] == [str(file) for file in files[:3]]
     for value in values:
-        chances = list(value["labels"].values())
-        assert len(chances) == 5
-        assert chances == sorted(chances, reverse=True)
+        probs = list(value["labels"].values())
+        assert len(probs) == 5
+        assert probs == sorted(probs, reverse=True)
     assert cv2.imread(str(drawn)).std() > 5
 
 
 @pytest.mark.parametrize("option", ["--out=none/a.png", "--out=a.xyz", "--json=none/a.json"])
 def test_what_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
-        predict.main([f"--workdir={tmp_path / 'no-run'}", "no-picture.jpg", option])
+        predict.main([f"--workdir={tmp_path / 'no-run'}", "no-image.jpg", option])
     error = capsys.readouterr().err
     assert error.startswith(f"error: {option}")
     assert len(error.splitlines()) == 1
@@ -93,8 +94,8 @@ def test_what_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys
 
 def test_the_right_label_has_another_colour_and_all_stand_in_order():
     pytest.importorskip("matplotlib")
-    picture, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
-    (guess,) = best_guesses(picture[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
+    image, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
+    (guess,) = best_guesses(image[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
     assert guess.labels == ("dog", "cat", "owl")
     figure = draw_guesses([guess])
     bars = figure.axes[1].patches

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import processes, workdir
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import by_machine, check_peers, make_mesh
+from alexnet_jax.runtime import distributed, workdir
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import by_machine
 from tests.processes import (
     assert_same_end,
     command,
@@ -106,17 +106,19 @@ def test_an_interrupt_during_evaluation_stops_all(records, alone, tmp_path):
 
 CHILD = """
 import os, signal, sys
-from alexnet_jax import command, main, processes, scores, train
+from alexnet_jax.runtime import cli, distributed
+from alexnet_jax import main, train
+from alexnet_jax.training import scores
 {}
-command.run(main.main, "stopped; the same command goes on from the newest checkpoint")
+cli.run(main.main, "stopped; the same command resumes from the newest checkpoint")
 """
 STOP_IN_SAVE = CHILD.format("""
 import time
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.runtime.checkpoint import Checkpoints
 save = Checkpoints.save
 def interrupted(self, *what):
     save(self, *what)
-    if processes.number() == 1:
+    if distributed.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(3)  # JAX looks once a second
 Checkpoints.save = interrupted
@@ -124,7 +126,7 @@ Checkpoints.save = interrupted
 STOP_IN_EVALUATION = CHILD.format("""
 score = scores.Evaluator.score
 def interrupted(self, *what, **how):
-    if processes.number() == 1:
+    if distributed.process_index() == 1:
         os.kill(os.getpid(), signal.SIGINT)
     return score(self, *what, **how)
 scores.Evaluator.score = interrupted
@@ -134,10 +136,10 @@ scores.Evaluator.score = interrupted
 # --- what ends one ends all ---------------------------------------------------------------------
 
 RAISE = CHILD.format("""
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 after = train.Run._after_step
 def fails(self, *what):
-    if processes.number() == {number} and self.step == 5:
+    if distributed.process_index() == {number} and self.step == 5:
         raise {error}
     after(self, *what)
 train.Run._after_step = fails
@@ -197,7 +199,7 @@ def test_a_part_of_a_checkpoint_that_one_finds_damaged_is_damaged_for_all(record
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     told = train(records, tmp_path, 2)
     assert "checkpoint 12 in" in told[0][0]
-    assert "going on from the checkpoint of step 8" in told[0][0]
+    assert "resuming from the checkpoint of step 8" in told[0][0]
     jax.tree.map(np.testing.assert_array_equal, end_of(records, tmp_path)[3], alone[3])
 
 
@@ -222,29 +224,6 @@ def test_what_the_processes_do_not_share_is_refused(records, tmp_path):
     assert all("does not see what process 0 wrote into run" in one for one in errors())
 
 
-@pytest.mark.parametrize(("read", "refused"), [("same", False), ("other", True)])
-def test_peers_that_hold_the_same_rows_must_have_read_the_same(monkeypatch, read, refused):
-    """Of four processes on a 2 x 2 grid the first two hold one row, the others another."""
-    batch = {"label": np.arange(4)}
-    told = [("[[0, 2]]", "same"), ("[[0, 2]]", read), ("[[2, 4]]", "b"), ("[[2, 4]]", "b")]
-    monkeypatch.setattr(
-        processes, "exchange", lambda mine: [f'[{rows}, "{digest}"]' for rows, digest in told]
-    )
-    if refused:
-        with pytest.raises(UserError, match="processes 0 and 1 hold the same rows of the batch"):
-            check_peers(make_mesh(2, 2), batch, 4)
-    else:
-        check_peers(make_mesh(2, 2), batch, 4)
-
-
-def test_what_a_process_tells_its_peers_changes_with_what_it_has_read(monkeypatch):
-    told = []
-    monkeypatch.setattr(processes, "exchange", lambda mine: told.append(mine) or [mine])
-    for label in (np.arange(4), np.arange(4), np.arange(1, 5)):
-        check_peers(make_mesh(2, 2), {"label": label}, 4)
-    assert told[0] == told[1] != told[2]
-
-
 # --- where a process stands ---------------------------------------------------------------------
 
 
@@ -263,7 +242,7 @@ def test_what_a_process_tells_its_peers_changes_with_what_it_has_read(monkeypatc
     ],
 )
 def test_the_environment_tells_where_a_process_stands(environment, place):
-    assert processes.find_place(environment) == place
+    assert distributed.find_place(environment) == place
 
 
 @pytest.mark.parametrize(
@@ -279,19 +258,19 @@ def test_the_environment_tells_where_a_process_stands(environment, place):
 )
 def test_variables_that_contradict_each_other_are_refused(changed, said):
     with pytest.raises(UserError, match=said):
-        processes.find_place(ADDRESS | changed)
+        distributed.find_place(ADDRESS | changed)
 
 
 def test_tasks_without_srun_are_refused():
     with pytest.raises(UserError, match="started without srun"):
-        processes.find_place({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"})
+        distributed.find_place({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"})
 
 
 def test_a_process_that_is_alone_needs_no_service():
-    assert (processes.count(), processes.number()) == (1, 0)
-    assert processes.exchange("x") == ["x"]
-    assert processes.of_first(lambda: 7) == 7
-    processes.require_same("it", "x")
+    assert (distributed.process_count(), distributed.process_index()) == (1, 0)
+    assert distributed.gather_text("x") == ["x"]
+    assert distributed.on_main_process(lambda: 7) == 7
+    distributed.require_same("it", "x")
 
 
 def test_devices_are_sorted_by_machine_whatever_the_order_of_the_processes():

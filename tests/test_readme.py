@@ -81,7 +81,7 @@ def test_every_command_in_readme_runs(folder, done, line):
 
 
 @pytest.mark.slow
-def test_the_main_job_learns_its_pictures_and_says_what_readme_says(folder, done):
+def test_the_main_job_learns_its_images_and_says_what_readme_says(folder, done):
     """Top-1 error under 10%; the last lines are README's but for the numbers."""
     shown = re.search(r"ends with:\n\n```\n(.*?)```", README, re.DOTALL)
     lines = (folder / "runs/tiny/metrics.jsonl").read_text().splitlines()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_jax import workdir
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import FILE
 from alexnet_jax.report import main, planned_in, report
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import FILE
 from tests.conftest import make_config
 
 MACHINE = {"devices": 2, "kind": "cpu", "cpu": "Z80", "cores": 4, "jax": "0.10"}

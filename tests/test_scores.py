@@ -1,12 +1,12 @@
-"""Every picture counts once; ranks, views and averages are what they say."""
+"""Every image counts once; ranks, views and averages are what they say."""
 
 import jax
 import numpy as np
 import pytest
 
 from alexnet_jax.data import augment
-from alexnet_jax.scores import Evaluator, label_ranks, mean_scores
-from alexnet_jax.setup import make_setup
+from alexnet_jax.training.scores import Evaluator, label_ranks, mean_scores
+from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 
 
@@ -36,7 +36,7 @@ def test_ranks_agree_with_sorting():
     np.testing.assert_array_equal(label_ranks(scores, labels), expected)
 
 
-def test_error_rates_are_shares_of_all_pictures():
+def test_error_rates_are_shares_of_all_images():
     scored = mean_scores(np.float32([1, 2, 3, 6]), np.array([0, 1, 4, 5]))
     assert scored == (3.0, 0.75, 0.25, 4)
     assert scored.named("val") == {
@@ -62,8 +62,8 @@ def scored(records):
 def by_hand(setup, params, numbers):
     """Mean probabilities over the views `numbers`, cut with numpy, network run on one device."""
     c, split = setup.config, setup.validation
-    pictures = np.zeros((len(split), split.size, split.size, 3), np.uint8)
-    for i, out in enumerate(pictures):
+    images = np.zeros((len(split), split.size, split.size, 3), np.uint8)
+    for i, out in enumerate(images):
         split.read(i, out)
     mean, crop, free = setup.records.statistics.mean, c.data.crop, split.size - c.data.crop
     half = free // 2
@@ -72,7 +72,7 @@ def by_hand(setup, params, numbers):
     total = 0
     for number in numbers:
         y, x = corners[number % 5]
-        view = pictures[:, y : y + crop, x : x + crop].astype(np.float32)
+        view = images[:, y : y + crop, x : x + crop].astype(np.float32)
         view = view[:, :, ::-1] if number >= 5 else view
         view = view - mean[half : half + crop, half : half + crop]  # the 2012 way, as in tiny
         total = total + np.asarray(jax.nn.softmax(network(view)))
@@ -81,14 +81,12 @@ def by_hand(setup, params, numbers):
 
 @pytest.mark.parametrize(("ten", "views"), [(False, [augment.CENTRE]), (True, range(10))])
 def test_scores_are_those_of_the_views_cut_by_hand(scored, ten, views):
-    setup, params, found = scored(
-        ten, evaluate__batch=48
-    )  # 512 pictures: the last batch is partial
-    chances, labels = by_hand(setup, params, views), setup.validation.labels
-    own = chances[np.arange(len(labels)), labels]
-    assert found.pictures == len(labels) == 512
+    setup, params, found = scored(ten, evaluate__batch=48)  # 512 images: the last batch is partial
+    probs, labels = by_hand(setup, params, views), setup.validation.labels
+    own = probs[np.arange(len(labels)), labels]
+    assert found.images == len(labels) == 512
     np.testing.assert_allclose(found.loss, -np.log(own).mean(), rtol=1e-4)
-    ranks = (chances > own[:, None]).sum(1)
+    ranks = (probs > own[:, None]).sum(1)
     assert abs(found.top1_error - (ranks >= 1).mean()) <= 2 / 512  # rounding may swap near ties
     assert abs(found.top5_error - (ranks >= 5).mean()) <= 2 / 512
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import trained
-from alexnet_jax.errors import UserError
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import init_state
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import init_state
 from tests.conftest import make_config
 
 SHORT = {"steps": 3, "batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False}

@@ -12,15 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import train, workdir
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import read_metrics
-from alexnet_jax.scores import Evaluator, Tally, mean_scores
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import restore_state
-from alexnet_jax.stopping import REQUEUE, Stop, Stopped
+from alexnet_jax import train
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.runtime.signals import REQUEUE, Stop, Stopped
 from alexnet_jax.train import fit
+from alexnet_jax.training.scores import Evaluator, RunningScores, mean_scores
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import restore_state
 from tests.conftest import make_config
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +62,11 @@ def stop_during_step(monkeypatch, number):
     """A signal comes while step `number` of this process is computed."""
     progress, made = train.Run._after_step, [0]
 
-    def after_step(self, batch, control):
+    def after_step(self, batch, hyperparams):
         made[0] += 1
         if made[0] == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        progress(self, batch, control)
+        progress(self, batch, hyperparams)
 
     monkeypatch.setattr(train.Run, "_after_step", after_step)
 
@@ -176,7 +177,7 @@ def test_the_process_saves_and_ends_with_a_status_that_says_why(records, tmp_pat
 
 CHILD = """
 import time
-from alexnet_jax.stopping import Stop
+from alexnet_jax.runtime.signals import Stop
 with Stop() as stop:
     print("ready", flush=True)
     while not stop.asked():
@@ -218,11 +219,11 @@ def test_a_workdir_is_held_by_one(records, tmp_path):
 def test_a_tally_in_parts_and_through_json_is_exact():
     rng = np.random.default_rng(0)
     losses, ranks = rng.random(1000).astype(np.float32), rng.integers(0, 9, 1000)
-    whole, parts = Tally(), Tally()
+    whole, parts = RunningScores(), RunningScores()
     for start_ in range(0, 1000, 100):
         part = slice(start_, start_ + 100)
         whole.add(losses[part], ranks[part])
-        parts = Tally(**json.loads(json.dumps(vars(parts))))
+        parts = RunningScores(**json.loads(json.dumps(vars(parts))))
         parts.add(losses[part], ranks[part])
     assert parts == whole
     by_hand = losses.astype(np.float64).mean(), (ranks > 0).mean(), (ranks > 4).mean()

@@ -10,11 +10,12 @@ import pytest
 from alexnet_jax import optim
 from alexnet_jax.benchmark import hlo
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import DATA, local_rows, make_mesh, place_batch
-from alexnet_jax.setup import Setup, make_network, make_setup
-from alexnet_jax.state import init_state
-from alexnet_jax.step import make_control, make_step
+from alexnet_jax.model.towers import DATA
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import local_rows, make_mesh, put_batch
+from alexnet_jax.training.setup import Setup, make_network, make_setup
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_step, put_hyperparams
 from tests.conftest import make_config
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
@@ -33,17 +34,19 @@ def step_inputs(setup: Setup):
     c = setup.config
     rows = local_rows(setup.network.mesh, c.batch)
     batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
-    control = make_control(setup, optim.make_policy(c.policy).setting(0))
-    placed = (place_batch(setup.network.mesh, batch, c.batch) for batch in batches)
-    return batches, placed, control
+    hyperparams = put_hyperparams(setup, optim.make_policy(c.policy).hyperparams(0))
+    placed = (put_batch(setup.network.mesh, batch, c.batch) for batch in batches)
+    return batches, placed, hyperparams
 
 
 @functools.cache
 def step_program(records, devices: int, **values):
     """The lowered step; a test session lowers each once."""
     setup = make_setup(make_config(records, devices=devices, **values))
-    batches, placed, control = step_inputs(setup)
-    lowered = make_step(setup).lower(init_state(setup), setup.pixels, next(placed), control)
+    batches, placed, hyperparams = step_inputs(setup)
+    lowered = make_step(setup).lower(
+        init_state(setup), setup.normalization, next(placed), hyperparams
+    )
     batches.close()
     return lowered
 
@@ -118,14 +121,14 @@ def test_no_convolution_is_grouped(records, devices):
 
 
 def losses_and_params(records, **values):
-    """Each picture's loss at each of 20 steps; the parameters before, after one, and after all."""
+    """Each image's loss at each of 20 steps; the parameters before, after one, and after all."""
     phases = [{"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True}]
     setup = make_setup(make_config(records, batch=32, policy__phases=phases, **values))
-    batches, placed, control = step_inputs(setup)
+    batches, placed, hyperparams = step_inputs(setup)
     step, state, losses = make_step(setup), init_state(setup), []
     params = [jax.device_get(state["params"])]
     for number, batch in zip(range(20), placed, strict=False):
-        state, (loss, _) = step(state, setup.pixels, batch, control)
+        state, (loss, _) = step(state, setup.normalization, batch, hyperparams)
         losses.append(np.asarray(loss))
         if number in (0, 19):
             params.append(jax.device_get(state["params"]))
@@ -137,7 +140,7 @@ def losses_and_params(records, **values):
 def test_one_two_and_four_devices_train_alike_for_twenty_steps(records):
     """Dropout, crops, mirroring and lighting are on; only the order of summation differs.
 
-    The bounds: of every picture's loss, and of the length of each parameter's change. Measured with
+    The bounds: of every image's loss, and of the length of each parameter's change. Measured with
     jax 0.10 to 0.12: 1e-6 and 4e-5 in the first step; up to 1e-3 and 0.05 after all, for where
     rounding decides a maximum a gradient jumps, and training goes on from there.
     """

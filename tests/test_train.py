@@ -8,19 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import config, optim, workdir
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax import config, optim
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
-from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import evaluate
-from alexnet_jax.metrics import read_metrics
-from alexnet_jax.model.mesh import place_batch
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import make_setup
-from alexnet_jax.state import init_state, restore_state
-from alexnet_jax.step import make_control, make_step
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.train import fit
+from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.state import init_state, restore_state
+from alexnet_jax.training.step import make_step, put_hyperparams
 from tests.conftest import make_config
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
@@ -238,7 +239,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     assert "checkpoint 12" in said
     assert "is damaged" in said
     assert "checkpoint 12 is put aside" in said
-    assert "going on from the checkpoint of step 8" in said
+    assert "resuming from the checkpoint of step 8" in said
     assert (folder / "damaged-12").is_dir()
     assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
 
@@ -291,12 +292,12 @@ def test_the_masks_of_two_steps_differ(records):
     """With rate 0 and the same batch only the dropout masks can change the losses."""
     setup = make_setup(make_config(records, batch=32))
     batches = train_batches(setup.train, setup.config.data, batch=32, seed=0, rows=[(0, 32)])
-    batch = place_batch(setup.network.mesh, next(batches), 32)
+    batch = put_batch(setup.network.mesh, next(batches), 32)
     batches.close()
-    control = make_control(setup, optim.Setting(0.0, {}, True))
+    hyperparams = put_hyperparams(setup, optim.Hyperparams(0.0, {}, True))
     step, state, losses = make_step(setup), init_state(setup), []
     for _ in range(2):
-        state, (loss, _) = step(state, setup.pixels, batch, control)
+        state, (loss, _) = step(state, setup.normalization, batch, hyperparams)
         losses.append(np.asarray(loss))
     assert np.abs(losses[0] - losses[1]).min() > 0
 

@@ -4,15 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import trained, weights, workdir
-from alexnet_jax.errors import UserError
+from alexnet_jax import weights
 from alexnet_jax.evaluate import evaluate_together
-from alexnet_jax.setup import make_network
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
+from alexnet_jax.training import trained
+from alexnet_jax.training.setup import make_network
 from tests.conftest import make_config
 
 SHORT = {"steps": 2, "batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False}
-PICTURES = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32) * 50
+IMAGES = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32) * 50
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,9 @@ def params(network):
 
 def test_shapes_of_the_layouts_at_full_size():
     """Those of the released networks: Caffe's bvlc_alexnet has these, with these groups."""
+    from alexnet_jax.configs import alexnet
+
     from alexnet_jax import config
-    from configs import alexnet
 
     whole = make_network(config.parse(alexnet.get_config()))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), whole.shapes)
@@ -99,8 +102,8 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
         *(conv("conv5", padding=1, groups=2), nn.ReLU(), pool, nn.Flatten()),
         *(dense("fc6"), nn.ReLU(), Half(), dense("fc7"), nn.ReLU(), Half(), dense("fc8")),
     )
-    ours = jax.jit(lambda p, x: network.bind(p)(x))(params, PICTURES)
-    seen = PICTURES[..., ::-1] if layout == "caffe" else PICTURES  # Caffe reads BGR
+    ours = jax.jit(lambda p, x: network.bind(p)(x))(params, IMAGES)
+    seen = IMAGES[..., ::-1] if layout == "caffe" else IMAGES  # Caffe reads BGR
     with torch.no_grad():
         logits = theirs(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
     np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)

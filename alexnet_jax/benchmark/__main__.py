@@ -1,7 +1,7 @@
 """python -m alexnet_jax.benchmark SECTION --config=configs/NAME.py [--batch=32] [--peer] ...
 
 Sections: step, layers, input, train, collectives, traffic, memory, compile. Without the config's
-records it draws pictures. --batch, --dtype and --devices take lists, as --batch=16,32,128.
+records it draws images. --batch, --dtype and --devices take lists, as --batch=16,32,128.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from alexnet_jax import command, host
-from alexnet_jax.benchmark import compiled, feeding, layers, program, step
+from alexnet_jax.benchmark import input_time, layer_time, program, startup_time, step_time
 from alexnet_jax.benchmark.bench import Bench, DType, Row, with_records
-from alexnet_jax.errors import UserError
-from alexnet_jax.terminal import markdown_table
+from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import markdown_table
 
-_BATCH = flags.DEFINE_list("batch", None, "Pictures in a step; the config's.")
+_BATCH = flags.DEFINE_list("batch", None, "Images in a step; the config's.")
 _DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; the config's.")
 _DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; the config's.")
 _PEER = flags.DEFINE_bool("peer", False, "In step: time PyTorch and plain JAX beside.")
@@ -29,14 +29,14 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions of each thing.", lowe
 _JSON = flags.DEFINE_string("json", None, "Write the table to this file, too.")
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
-    "step": step.measure,
-    "layers": layers.measure,
-    "input": feeding.measure_input,
-    "train": feeding.measure_train,
+    "step": step_time.measure,
+    "layers": layer_time.measure,
+    "input": input_time.measure_input,
+    "train": input_time.measure_train,
     "collectives": program.measure_collectives,
     "traffic": program.measure_traffic,
     "memory": program.measure_memory,
-    "compile": compiled.measure,
+    "compile": startup_time.measure,
 }
 
 
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--peer: {arguments[0]} has no peers, only step has")
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise UserError(f"--json={_JSON.value}: make its folder first")
-    c = command.given_config()
+    c = cli.given_config()
     devices = _numbers(_DEVICES, c.devices)
-    host.set_up(max(devices), deterministic=c.deterministic)
+    host.configure_jax(max(devices), deterministic=c.deterministic)
     with tempfile.TemporaryDirectory(prefix="alexnet-jax-benchmark-") as folder:
         bench = Bench(
             config=with_records(c, Path(folder)),
@@ -108,4 +108,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main, "stopped")
+    cli.run(main, "stopped")

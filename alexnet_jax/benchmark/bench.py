@@ -15,14 +15,14 @@ from alexnet_jax.benchmark.timing import in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import is_prepared
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import local_rows, place_batch
 from alexnet_jax.prepare import prepare
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.state import init_state
-from alexnet_jax.step import make_control, make_step
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import local_rows, put_batch
+from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_step, put_hyperparams
 
-PICTURES = 2048  # that are drawn where the config's records are not there
+IMAGES = 2048  # that are drawn where the config's records are not there
 
 Row = dict[str, Any]
 """A line of a table: numbers and texts by column."""
@@ -58,7 +58,7 @@ def with_records(c: Config, folder: Path) -> Config:
     data = c.data
     if not is_prepared(data.records):
         records = folder / "records"
-        prepare(f"generated:{PICTURES}", records, size=data.size, format=data.format)
+        prepare(f"generated:{IMAGES}", records, size=data.size, format=data.format)
         data = dataclasses.replace(data, records=str(records), validation="validation")
     return dataclasses.replace(c, data=data)
 
@@ -70,15 +70,15 @@ class Step:
         self.setup = make_setup(c)
         mesh = self.setup.network.mesh
         with closing(batches_of(self.setup)) as batches:
-            self.batch = place_batch(mesh, next(batches), c.batch)
-        self.control = make_control(self.setup, optim.make_policy(c.policy).setting(0))
+            self.batch = put_batch(mesh, next(batches), c.batch)
+        self.hyperparams = put_hyperparams(self.setup, optim.make_policy(c.policy).hyperparams(0))
         self.state = init_state(self.setup)
-        arguments = self.state, self.setup.pixels, self.batch, self.control
+        arguments = self.state, self.setup.normalization, self.batch, self.hyperparams
         self.compiled = make_step(self.setup).lower(*arguments).compile()
 
     def on(self, batch: Any) -> Any:
         """One step; its outcome, which may not be there yet."""
-        arguments = self.setup.pixels, batch, self.control
+        arguments = self.setup.normalization, batch, self.hyperparams
         self.state, outcome = self.compiled(self.state, *arguments)
         return outcome
 
@@ -95,13 +95,13 @@ def batches_of(setup: Setup) -> Any:
 
 
 def peers(module: str) -> Any:
-    """The module of tests/peers.
+    """The module of tests/reference.
 
     Raises:
       UserError: it or what it imports is not there.
     """
     try:
-        return importlib.import_module(f"tests.peers.{module}")
+        return importlib.import_module(f"tests.reference.{module}")
     except ImportError as error:
         raise UserError(
             f"--peer: {error}; run in a checkout of the repository, with PyTorch "

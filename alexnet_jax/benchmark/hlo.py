@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}

@@ -13,11 +13,11 @@ from alexnet_jax import optim
 from alexnet_jax.benchmark.bench import Bench, Row, case
 from alexnet_jax.benchmark.hlo import Collective, collectives
 from alexnet_jax.data.pipeline import train_batches
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import DATA, TOWER
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.state import state_shapes
-from alexnet_jax.step import make_control, make_step
+from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.state import state_shapes
+from alexnet_jax.training.step import make_step, put_hyperparams
 
 
 def measure_collectives(bench: Bench) -> list[Row]:
@@ -62,7 +62,7 @@ def _by_axis(found: list[Collective], towers: int) -> dict[str, int]:
 def compiled_step(setup: Setup) -> Any:
     """The compiled step of a setup, for a state and a batch that are not there.
 
-    A single picture is read, to know what a batch is like.
+    A single image is read, to know what a batch is like.
     """
     c, network = setup.config, setup.network
     with closing(train_batches(setup.train, c.data, batch=1, seed=0, rows=[(0, 1)])) as batches:
@@ -72,9 +72,9 @@ def compiled_step(setup: Setup) -> Any:
         name: jax.ShapeDtypeStruct((c.batch, *part.shape[1:]), part.dtype, sharding=rows)
         for name, part in one.items()
     }
-    control = make_control(setup, optim.make_policy(c.policy).setting(0))
+    hyperparams = put_hyperparams(setup, optim.make_policy(c.policy).hyperparams(0))
     state = state_shapes(network, c.optim)
-    return make_step(setup).lower(state, setup.pixels, batch, control).compile()
+    return make_step(setup).lower(state, setup.normalization, batch, hyperparams).compile()
 
 
 def measure_memory(bench: Bench) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.runtime.terminal import progress_bar
 
 Work = Callable[[int], None]
 """Does a thing so many times, and returns when all of it is done."""

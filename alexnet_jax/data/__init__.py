@@ -1,9 +1,9 @@
-"""Pictures: where they come from, how they are stored, and how batches are drawn from them."""
+"""Images: where they come from, how they are stored, and how batches are drawn from them."""
 
 import os
 
 # OpenCV reads these when it is loaded. Its own limit is 2^30, for which it would allocate 3 GB; and
-# of each picture that it cannot decode it would tell in words of its own.
+# of each image that it cannot decode it would tell in words of its own.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 

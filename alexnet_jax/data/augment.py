@@ -1,4 +1,4 @@
-"""From uint8 pictures to what the network sees, on the device (§2, §4.1).
+"""From uint8 images to what the network sees, on the device (§2, §4.1).
 
 Pure functions of arrays, for use inside ``jit`` or ``shard_map``: one example's result depends on
 nothing but that example, so a batch may be split in any way.
@@ -13,10 +13,10 @@ import numpy as np
 from alexnet_jax.config import Data, Lighting
 from alexnet_jax.data.layout import Statistics
 
-VIEWS = 10  # of a test picture: four corners and the centre, then their mirror images
+VIEWS = 10  # of a test image: four corners and the centre, then their mirror images
 CENTRE = 4  # the view that alone is used for one-view error rates
 
-# The training pictures of ILSVRC-2012: standard deviations in grey levels along the principal
+# The training images of ILSVRC-2012: standard deviations in grey levels along the principal
 # components, from the statistics that came with the 2012 code, and the components (columns; rows
 # are R, G, B) as widely republished. The first agrees with that code's (-.5635, -.5762, -.5920).
 PUBLISHED_DEVIATIONS = np.array([121.78, 37.09, 19.72])
@@ -30,7 +30,7 @@ def lighting_components(statistics: Statistics, lighting: Lighting) -> np.ndarra
 
     The paper adds [p1 p2 p3][a1 l1, a2 l2, a3 l3]^T with a ~ N(0, sigma), p the eigenvectors and l
     the eigenvalues of the RGB covariance. An eigenvalue is a square, so its size depends on the
-    scale of the pictures: only on [0, 1] is the formula sensible. There the first direction's shift
+    scale of the images: only on [0, 1] is the formula sensible. There the first direction's shift
     has a standard deviation of 0.1 * (121.78 / 255)^2 = 0.023, or 5.8 grey levels; with
     l = 121.78^2 on 0..255 it would be 1,483 grey levels. The 2012 code multiplies by the root of
     the eigenvalue instead, for which scale does not matter: 12.2 grey levels.
@@ -56,10 +56,10 @@ def train_input(
     data: Data,
     lighting_on: jax.Array | bool,
 ) -> jax.Array:
-    """Training pictures as the network sees them.
+    """Training images as the network sees them.
 
     With ``data.mean`` 'crop' (the paper) the mean image is subtracted first: its part at the crop's
-    own place, mirrored with the picture. With 'centre' (2012) the centre of the mean image, never
+    own place, mirrored with the image. With 'centre' (2012) the centre of the mean image, never
     mirrored, is subtracted from every crop. Then the lighting's shift is added;
     ``lighting.shrink`` (2012) divides the sum by 1 + sigma.
 
@@ -75,16 +75,16 @@ def train_input(
     """
     crops, corner, mirror = batch["image"], batch["corner"], batch["mirror"]
     means = jax.vmap(lambda at: _cut(mean, at, data.crop))(corner) if data.mean == "crop" else None
-    pictures = _centred(crops, mirror[:, None, None, None], mean, means, data)
+    images = _centred(crops, mirror[:, None, None, None], mean, means, data)
     on = jnp.asarray(lighting_on, jnp.float32)
     # A sum of three products and not a matrix product, which accelerators would round.
     shift = jnp.sum(batch["light"][:, None] * components[None] * on, axis=-1)  # [b, 3]
-    pictures += shift[:, None, None, :]
-    return pictures / (1 + data.lighting.sigma * on) if data.lighting.shrink else pictures
+    images += shift[:, None, None, :]
+    return images / (1 + data.lighting.sigma * on) if data.lighting.shrink else images
 
 
 def view(images: jax.Array, mean: jax.Array, data: Data, number: jax.Array | int) -> jax.Array:
-    """One of the ten views of test pictures (§4.1).
+    """One of the ten views of test images (§4.1).
 
     Args:
       images: uint8 [b, size, size, 3].
@@ -109,16 +109,16 @@ def _centred(
     crops: jax.Array, mirror: jax.Array, mean: jax.Array, means: jax.Array | None, data: Data
 ) -> jax.Array:
     """`crops` minus `means` and mirrored; or, without `means`, mirrored and minus the centre."""
-    pictures = crops.astype(jnp.float32)
+    images = crops.astype(jnp.float32)
     if means is not None:
-        pictures -= means
-    pictures = jnp.where(mirror, pictures[:, :, ::-1], pictures)
+        images -= means
+    images = jnp.where(mirror, images[:, :, ::-1], images)
     if means is None:
         half = (mean.shape[0] - data.crop) // 2
-        pictures -= _cut(mean, jnp.array([half, half]), data.crop)[None]
-    return pictures
+        images -= _cut(mean, jnp.array([half, half]), data.crop)[None]
+    return images
 
 
-def _cut(picture: jax.Array, at: jax.Array, side: int) -> jax.Array:
-    """The square of `picture`, [h, w, 3], that begins at row and column `at`: [side, side, 3]."""
-    return jax.lax.dynamic_slice(picture, (at[0], at[1], jnp.zeros_like(at[0])), (side, side, 3))
+def _cut(image: jax.Array, at: jax.Array, side: int) -> jax.Array:
+    """The square of `image`, [h, w, 3], that begins at row and column `at`: [side, side, 3]."""
+    return jax.lax.dynamic_slice(image, (at[0], at[1], jnp.zeros_like(at[0])), (side, side, 3))

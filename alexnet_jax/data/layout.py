@@ -23,8 +23,8 @@ from typing import IO, Any, Literal, Self
 
 import numpy as np
 
-from alexnet_jax.errors import UserError
-from alexnet_jax.seal import seal
+from alexnet_jax.runtime.checksum import seal
+from alexnet_jax.runtime.errors import UserError
 
 Format = Literal["jpeg", "raw"]
 
@@ -37,7 +37,7 @@ SUFFIX = {"jpeg": "array_record", "raw": "raw"}
 
 @dataclass(frozen=True)
 class File:
-    """One shard, or one file of labels or statistics: its name, size in bytes, pictures in it."""
+    """One shard, or one file of labels or statistics: its name, size in bytes, images in it."""
 
     name: str
     bytes: int
@@ -48,8 +48,8 @@ class File:
 class SplitInfo:
     """What the manifest says of one split."""
 
-    count: int  # pictures
-    label_counts: tuple[int, ...]  # pictures of each class
+    count: int  # images
+    label_counts: tuple[int, ...]  # images of each class
     labels: File
     shards: tuple[File, ...]
 
@@ -62,12 +62,12 @@ class Manifest:
       version: of the layout.
       source: what ``prepare --source`` got.
       format: 'jpeg' or 'raw'.
-      size: side of the square pictures, pixels.
+      size: side of the square images, pixels.
       classes: the classes' names; label i is ``classes[i]``.
       splits: by name: 'train', and 'validation' and 'test' where the source has them.
-      skipped: "path: reason" of every picture left out by ``--skip-bad``.
+      skipped: "path: reason" of every image left out by ``--skip-bad``.
       statistics: the file of the mean image and the colour covariance's eigenvectors.
-      hash: SHA-256 of pictures, labels, classes, statistics, size and format. Two preparations with
+      hash: SHA-256 of images, labels, classes, statistics, size and format. Two preparations with
         the same hash give the same training.
     """
 
@@ -84,7 +84,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training pictures (§2, §4.1), on the scale of grey levels, 0 to 255.
+    """Of the training images (§2, §4.1), on the scale of grey levels, 0 to 255.
 
     Attributes:
       mean: float32 [size, size, 3], the mean image.
@@ -100,20 +100,20 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareOptions:
     """What decides the content of a preparation, so that only the same one is gone on with.
 
     Attributes:
       source: what ``prepare --source`` got.
-      size: side of the pictures, pixels.
+      size: side of the images, pixels.
       format: 'jpeg' or 'raw'.
-      pictures: SHA-256 of the list of the source's pictures.
+      images: SHA-256 of the list of the source's images.
     """
 
     source: str
     size: int
     format: Format
-    pictures: str
+    images: str
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -134,11 +134,11 @@ class Settings:
             folder.mkdir(parents=True, exist_ok=True)
             write(folder / BEGUN, json.dumps(dataclasses.asdict(self)).encode())
             return
-        begun = Settings.load(folder)
+        begun = PrepareOptions.load(folder)
         for key, was in dataclasses.asdict(begun).items():
             now = getattr(self, key)
             if was != now:
-                changed = f"--{key}={was}, not {now}" if key != "pictures" else "other pictures"
+                changed = f"--{key}={was}, not {now}" if key != "images" else "other images"
                 raise UserError(
                     f"{folder} was begun with {changed}; delete it or choose another --out"
                 )

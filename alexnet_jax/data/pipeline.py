@@ -1,4 +1,4 @@
-"""Batches of uint8 pictures, drawn and read on the host by Grain.
+"""Batches of uint8 images, drawn and read on the host by Grain.
 
 A batch is a function of (seed, step) alone: everything random is drawn for the global batch, and
 each process then reads the rows that are its own. So the number of processes, threads and restarts
@@ -89,19 +89,19 @@ class StepIterator(grain.DatasetIterator):
 def train_batches(
     split: Split, data: Data, *, batch: int, seed: int, rows: Rows, first_step: int = 0
 ) -> StepIterator:
-    """Endless training batches (§4.1): shuffled anew for each epoch, every picture once in each.
+    """Endless training batches (§4.1): shuffled anew for each epoch, every image once in each.
 
     Args:
       split: from which to draw. A batch may reach into the next epoch, or be larger than the split.
       data: crop, random_crop, mirror and threads (0: one for each core).
-      batch: pictures in a global batch.
+      batch: images in a global batch.
       seed: of the order and of all that is drawn; 0 to 2^32 - 1.
       rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
       first_step: the number of the first batch.
 
     Yields:
       image: uint8 [b, crop, crop, 3], not mirrored.
-      corner: int32 [b, 2], the row and column in the picture at which the crop begins.
+      corner: int32 [b, 2], the row and column in the image at which the crop begins.
       mirror: bool [b], whether the mirror image is to be learnt from.
       light: float32 [b, 3], draws from N(0, 1) for the three components of the lighting.
       label: int32 [b].
@@ -116,11 +116,11 @@ def train_batches(
 
 
 def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepIterator:
-    """Every picture once and in order, in `eval_steps` batches. Close it when done, or exhaust it.
+    """Every image once and in order, in `eval_steps` batches. Close it when done, or exhaust it.
 
     Args:
       split: to be read.
-      batch: pictures in a global batch. The last one is filled up with black pictures.
+      batch: images in a global batch. The last one is filled up with black images.
       rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
       threads: that read; 0: one for each core.
 
@@ -135,30 +135,30 @@ def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepI
     return StepIterator(steps.map(_EvalRead(split, batch, _rows(rows))), threads)
 
 
-def eval_steps(pictures: int, batch: int) -> int:
+def eval_steps(images: int, batch: int) -> int:
     """The number of batches of `eval_batches`."""
-    return -(-pictures // batch)
+    return -(-images // batch)
 
 
 class _Order:
-    """The order in which pictures are drawn: a new permutation in each epoch.
+    """The order in which images are drawn: a new permutation in each epoch.
 
     Grain's `shuffle` finds one index at a time, in 11 microseconds for ImageNet and 70 for a set of
-    500 pictures: up to half of what reading a raw picture takes.
+    500 images: up to half of what reading a raw image takes.
     """
 
-    def __init__(self, pictures: int, seed: int) -> None:
-        self._pictures = pictures
+    def __init__(self, images: int, seed: int) -> None:
+        self._images = images
 
         @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
         def permutation(epoch: int) -> np.ndarray:
-            return np.random.default_rng((seed, epoch)).permutation(np.arange(pictures, dtype="i4"))
+            return np.random.default_rng((seed, epoch)).permutation(np.arange(images, dtype="i4"))
 
         self._permutation = permutation
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        """The pictures at the places `start` to `start + count` of the endless order: int32."""
-        epochs, places = np.divmod(np.arange(start, start + count), self._pictures)
+        """The images at the places `start` to `start + count` of the endless order: int32."""
+        epochs, places = np.divmod(np.arange(start, start + count), self._images)
         drawn = [self._permutation(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
         return np.concatenate(drawn)
 

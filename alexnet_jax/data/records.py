@@ -17,7 +17,7 @@ from alexnet_jax.data.layout import (
     STATISTICS,
     Format,
     Manifest,
-    Settings,
+    PrepareOptions,
     SplitInfo,
     Statistics,
     content_hash,
@@ -27,16 +27,16 @@ from alexnet_jax.data.layout import (
     load_arrays,
     read_manifest,
 )
-from alexnet_jax.errors import UserError
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import progress_bar
 
 
 class Split:
-    """The pictures and labels of one split.
+    """The images and labels of one split.
 
     Attributes:
       labels: int32 [n].
-      size: side of the pictures, pixels.
+      size: side of the images, pixels.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, name: str):
@@ -48,18 +48,18 @@ class Split:
         self._paths = [folder / file.name for file in info.shards]
         self._firsts = np.cumsum([0, *(file.count for file in info.shards)])
         self._open = _open_jpeg if manifest.format == "jpeg" else _open_raw
-        self._shards: list[_Pictures | None] = [None] * len(self._paths)
+        self._shards: list[_Images | None] = [None] * len(self._paths)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int, out: np.ndarray, top: int = 0, left: int = 0) -> None:
-        """Fills `out` with the part of picture `index` that begins at row `top`, column `left`.
+        """Fills `out` with the part of image `index` that begins at row `top`, column `left`.
 
         Args:
           index: 0 to len - 1.
-          out: uint8 [height, width, 3] in RGB; [size, size, 3] gets the whole picture.
+          out: uint8 [height, width, 3] in RGB; [size, size, 3] gets the whole image.
           top: pixels.
           left: pixels.
 
@@ -71,15 +71,15 @@ class Split:
         shard = int(np.searchsorted(self._firsts, index, side="right")) - 1
         place = index - int(self._firsts[shard])
         try:
-            picture = self._shard(shard)(place)
-            out[:] = picture[top : top + out.shape[0], left : left + out.shape[1]]
+            image = self._shard(shard)(place)
+            out[:] = image[top : top + out.shape[0], left : left + out.shape[1]]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise UserError(
                 f"{self._paths[shard]}: record {place} cannot be read ({first_line(error)}); "
                 f"delete the folder and prepare it again"
             ) from error
 
-    def _shard(self, shard: int) -> "_Pictures":
+    def _shard(self, shard: int) -> "_Images":
         """Opened when first used: a large set has more files than a process may hold at start."""
         opened = self._shards[shard]
         if opened is not None:
@@ -100,22 +100,22 @@ def _counts_are(labels: np.ndarray, info: SplitInfo) -> bool:
     return tuple(np.bincount(labels, minlength=classes)) == info.label_counts
 
 
-_Pictures = Callable[[int], np.ndarray]  # from a place in a shard to uint8 [size, size, 3]
+_Images = Callable[[int], np.ndarray]  # from a place in a shard to uint8 [size, size, 3]
 
 
-def _open_jpeg(path: Path, size: int) -> _Pictures:
+def _open_jpeg(path: Path, size: int) -> _Images:
     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
 
     def read(place: int) -> np.ndarray:
-        picture = simplejpeg.decode_jpeg(reader.read([place])[0], "RGB")
-        if picture.shape != (size, size, 3):
-            raise ValueError(f"its shape is {picture.shape}, not {(size, size, 3)}")
-        return picture
+        image = simplejpeg.decode_jpeg(reader.read([place])[0], "RGB")
+        if image.shape != (size, size, 3):
+            raise ValueError(f"its shape is {image.shape}, not {(size, size, 3)}")
+        return image
 
     return read
 
 
-def _open_raw(path: Path, size: int) -> _Pictures:
+def _open_raw(path: Path, size: int) -> _Images:
     mapped = np.asarray(np.memmap(path, np.uint8, "r"))  # indexing a memmap takes longer
     return mapped.reshape(-1, size, size, 3).__getitem__
 
@@ -173,7 +173,7 @@ def open_records(path: str | os.PathLike[str]) -> Records:
 def verify(path: str | os.PathLike[str]) -> None:
     """Reads all that `path` holds and compares it with the hash in the manifest.
 
-    Opening records does not: a picture of the raw format that has changed on disk is not noticed
+    Opening records does not: a image of the raw format that has changed on disk is not noticed
     in training.
 
     Raises:
@@ -196,7 +196,7 @@ def verify(path: str | os.PathLike[str]) -> None:
 
 
 def _shard_digest(path: Path, count: int, format: Format) -> str:  # noqa: A002
-    """SHA-256 of a shard's pictures, as `ShardWriter` made it."""
+    """SHA-256 of a shard's images, as `ShardWriter` made it."""
     if format == "raw":
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -212,7 +212,7 @@ def _shard_digest(path: Path, count: int, format: Format) -> str:  # noqa: A002
 def _why_unprepared(folder: Path) -> str:
     command = "python -m alexnet_jax.prepare --source={} --out=" + str(folder)
     if (folder / BEGUN).is_file():
-        begun = Settings.load(folder)
+        begun = PrepareOptions.load(folder)
         command = f"{command} --size={begun.size} --format={begun.format}".format(begun.source)
         return f"{folder} is only half prepared; to go on: {command}"
     return f"{folder} holds no records; to make them: {command.format('SOURCE')}"

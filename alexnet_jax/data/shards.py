@@ -1,4 +1,4 @@
-"""Pictures into records: shards, and what follows from all of them. `prepare` drives it."""
+"""Images into records: shards, and what follows from all of them. `prepare` drives it."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from alexnet_jax.data.layout import (
     VERSION,
     File,
     Manifest,
-    Settings,
+    PrepareOptions,
     SplitInfo,
     Statistics,
     content_hash,
@@ -29,17 +29,17 @@ from alexnet_jax.data.layout import (
     write,
     write_arrays,
 )
-from alexnet_jax.errors import UserError
-from alexnet_jax.seal import seal
+from alexnet_jax.runtime.checksum import seal
+from alexnet_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Exact sums over pictures, from which the statistics follow.
+    """Exact sums over images, from which the statistics follow.
 
     Attributes:
-      count: pictures.
-      pixels: int64 [size, size, 3], the sum of the pictures.
+      count: images.
+      pixels: int64 [size, size, 3], the sum of the images.
       products: int64 [3, 3], the sum over all pixels of RGB's outer products.
     """
 
@@ -74,7 +74,7 @@ class Sums:
 class ShardWriter:
     """Writes one shard. It counts as finished when `close` has returned."""
 
-    def __init__(self, folder: Path, settings: Settings, split: str, number: int):
+    def __init__(self, folder: Path, settings: PrepareOptions, split: str, number: int):
         self._path, self._part = _shard_paths(folder, settings, split, number)
         self._temporary = folder / f".{self._path.name}.tmp"
         self._jpeg = settings.format == "jpeg"
@@ -89,25 +89,25 @@ class ShardWriter:
         self._pixels = np.zeros((settings.size, settings.size, 3), np.int64)
         self._products = np.zeros((3, 3), np.int64)
 
-    def add(self, picture: np.ndarray, label: int) -> None:
-        """Appends `picture`, uint8 [size, size, 3]. The sums are of what is read back."""
-        data = picture.tobytes()
+    def add(self, image: np.ndarray, label: int) -> None:
+        """Appends `image`, uint8 [size, size, 3]. The sums are of what is read back."""
+        data = image.tobytes()
         if self._jpeg:
             data = simplejpeg.encode_jpeg(
-                np.ascontiguousarray(picture), 95, "RGB", colorsubsampling="444"
+                np.ascontiguousarray(image), 95, "RGB", colorsubsampling="444"
             )
-            picture = simplejpeg.decode_jpeg(data, "RGB")
+            image = simplejpeg.decode_jpeg(data, "RGB")
         self._file.write(data)
         self._hash.update(data)
         self._labels.append(label)
-        self._pixels += picture
-        # Exact: a picture's sums are whole numbers far below 2^53. With numpy's product the threads
+        self._pixels += image
+        # Exact: a image's sums are whole numbers far below 2^53. With numpy's product the threads
         # would wait for each other.
-        products = cv2.mulTransposed(picture.reshape(-1, 3), aTa=True, dtype=cv2.CV_64F)
+        products = cv2.mulTransposed(image.reshape(-1, 3), aTa=True, dtype=cv2.CV_64F)
         self._products += products.astype(np.int64)
 
     def skip(self, problem: str) -> None:
-        """Notes that a picture is left out; `problem` is "path: reason"."""
+        """Notes that a image is left out; `problem` is "path: reason"."""
         self._skipped.append(problem)
 
     def close(self) -> "Shard":
@@ -139,7 +139,7 @@ class Shard:
     file: File
     labels: np.ndarray  # int32 [n]
     skipped: tuple[str, ...]
-    sha256: str  # of its pictures
+    sha256: str  # of its images
     part: Path
 
     @classmethod
@@ -155,7 +155,7 @@ class Shard:
             return Sums(len(self.labels), arrays["pixels"], arrays["products"])
 
 
-def finished_shard(folder: Path, settings: Settings, split: str, number: int) -> Shard | None:
+def finished_shard(folder: Path, settings: PrepareOptions, split: str, number: int) -> Shard | None:
     """The shard that an earlier run finished, if it did."""
     path, part = _shard_paths(folder, settings, split, number)
     if not part.is_file() or not path.is_file():
@@ -167,15 +167,17 @@ def finished_shard(folder: Path, settings: Settings, split: str, number: int) ->
     return shard if path.stat().st_size == shard.file.bytes else None
 
 
-def _shard_paths(folder: Path, settings: Settings, split: str, number: int) -> tuple[Path, Path]:
-    """Of the pictures, and of the sums beside them."""
+def _shard_paths(
+    folder: Path, settings: PrepareOptions, split: str, number: int
+) -> tuple[Path, Path]:
+    """Of the images, and of the sums beside them."""
     name = f"{split}-{number:05d}"
     return folder / f"{name}.{SUFFIX[settings.format]}", folder / f"{name}.part.npz"
 
 
 def finish(
     folder: Path,
-    settings: Settings,
+    settings: PrepareOptions,
     classes: Sequence[str],
     shards: Mapping[str, Sequence[Shard]],
 ) -> Manifest:
@@ -185,7 +187,7 @@ def finish(
       folder: of the records.
       settings: with which they were made.
       classes: names.
-      shards: of each split, in order; 'train' has at least one picture.
+      shards: of each split, in order; 'train' has at least one image.
     """
     splits = {name: _finish_split(folder, classes, name, of) for name, of in shards.items()}
     total, *others = (shard for shard in shards["train"] if shard.file.count)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alexnet_jax import workdir
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures.sheet import new_figure
-from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Fig. 4 (§6.1): what a network makes of pictures, and which it takes for alike."""
+"""Fig. 4 (§6.1): what a network makes of images, and which it takes for alike."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,50 +6,50 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from alexnet_jax import trained
 from alexnet_jax.data.records import Split
+from alexnet_jax.figures.neighbours import nearest
 from alexnet_jax.figures.sheet import new_figure, the_only
-from alexnet_jax.neighbours import nearest
-from alexnet_jax.scores import Evaluator
+from alexnet_jax.training import trained
+from alexnet_jax.training.scores import Evaluator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Guess(NamedTuple):
-    """What a network made of a picture.
+    """What a network made of a image.
 
     Attributes:
-      picture: uint8 [size, size, 3], as the network's views were cut from it.
+      image: uint8 [size, size, 3], as the network's views were cut from it.
       labels: the best classes, best first.
-      chances: their probabilities.
+      probs: their probabilities.
       truth: the right class, if it is known.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     labels: tuple[str, ...]
-    chances: tuple[float, ...]
+    probs: tuple[float, ...]
     truth: str | None = None
 
 
 def best_guesses(
-    pictures: np.ndarray,
-    chances: np.ndarray,
+    images: np.ndarray,
+    probs: np.ndarray,
     classes: Sequence[str],
     truths: Sequence[str | None],
     count: int = 5,
 ) -> list[Guess]:
     """The `count` best classes, or all if there are fewer, of probabilities [n, classes]."""
     guesses = []
-    for picture, row, truth in zip(pictures, chances, truths, strict=True):
+    for image, row, truth in zip(images, probs, truths, strict=True):
         best = np.argsort(-row, kind="stable")[: min(count, len(classes))]
         labels = tuple(classes[i] for i in best)
-        guesses.append(Guess(picture, labels, tuple(float(row[i]) for i in best), truth))
+        guesses.append(Guess(image, labels, tuple(float(row[i]) for i in best), truth))
     return guesses
 
 
 def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
-    """Fig. 4, left: each picture with its best labels as bars; the right one's bar is red."""
+    """Fig. 4, left: each image with its best labels as bars; the right one's bar is red."""
     columns = min(columns, len(guesses))
     rows = -(-len(guesses) // columns)
     figure = new_figure(2.4 * columns, 3.9 * rows)
@@ -59,7 +59,7 @@ def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
     for number, guess in enumerate(guesses):
         row, column = divmod(number, columns)
         above, below = grid[2 * row, column], grid[2 * row + 1, column]
-        above.imshow(guess.picture)
+        above.imshow(guess.image)
         if guess.truth is not None:
             above.set_title(_short(guess.truth), fontsize=9)
         _bars(below, guess)
@@ -70,7 +70,7 @@ def _bars(axes: Any, guess: Guess) -> None:
     """The probabilities from top to bottom, each label on its bar."""
     places = range(len(guess.labels))
     colours = ["#e8908a" if label == guess.truth else "#9dbbe0" for label in guess.labels]
-    axes.barh(places, guess.chances, color=colours, height=0.86)
+    axes.barh(places, guess.probs, color=colours, height=0.86)
     for place, label in zip(places, guess.labels, strict=True):
         axes.text(0.02, place, _short(label), va="center", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
@@ -81,17 +81,17 @@ def _short(label: str, longest: int = 26) -> str:
 
 
 def draw_figure4(folders: Sequence[Path]) -> "Figure":
-    """Fig. 4, left: eight pictures of a run's validation split, evenly spaced, by ten views."""
+    """Fig. 4, left: eight images of a run's validation split, evenly spaced, by ten views."""
     net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
-    pictures = _read_some(split, 8)
-    log = Evaluator(net.setup).log_chances_of(net.params, pictures, ten_views=True)
+    images = _read_some(split, 8)
+    log = Evaluator(net.setup).log_probs_of(net.params, images, ten_views=True)
     truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
-    return draw_guesses(best_guesses(pictures, np.exp(log), classes, truths))
+    return draw_guesses(best_guesses(images, np.exp(log), classes, truths))
 
 
 def draw_neighbours(folders: Sequence[Path]) -> "Figure":
-    """Fig. 4, right: five validation pictures, and beside each the six nearest to train with."""
+    """Fig. 4, right: five validation images, and beside each the six nearest to train with."""
     net = trained.open_trained(the_only(folders, "neighbours"))
     asked = _read_some(net.setup.validation, 5)
     train = net.setup.train
@@ -101,10 +101,10 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
     grid = figure.subplots(len(asked), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for row, picture, indices, distances in zip(grid, asked, *found, strict=True):
-        row[0].imshow(picture)
+    for row, image, indices, distances in zip(grid, asked, *found, strict=True):
+        row[0].imshow(image)
         for axes, index, distance in zip(row[1:], indices, distances, strict=True):
-            near = np.empty_like(picture)
+            near = np.empty_like(image)
             train.read(int(index), near)
             axes.imshow(near)
             axes.set_title(f"{distance:.3g}", fontsize=7)
@@ -113,12 +113,12 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
 
 
 def _read_some(split: Split, count: int) -> np.ndarray:
-    """So many pictures of a split, evenly spaced, or all: uint8 [n, size, size, 3]."""
+    """So many images of a split, evenly spaced, or all: uint8 [n, size, size, 3]."""
     chosen = _spaced(split, count)
-    pictures = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
-    for out, index in zip(pictures, chosen, strict=True):
+    images = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
+    for out, index in zip(images, chosen, strict=True):
         split.read(int(index), out)
-    return pictures
+    return images
 
 
 def _spaced(split: Split, count: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from alexnet_jax import trained
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures.sheet import new_figure, the_only
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training import trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,5 +121,5 @@ def _first_layer(net: trained.Trained) -> tuple[str, np.ndarray]:
     first = net.setup.config.model.names[0]
     kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
     if kernels.ndim != 4 or kernels.shape[2] != 3:
-        raise UserError(f"{first} of {net.folder} does not look at pictures")
+        raise UserError(f"{first} of {net.folder} does not look at images")
     return first, kernels

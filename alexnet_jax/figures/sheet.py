@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_jax import command
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import cli
+from alexnet_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,14 +24,14 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def picture_file(text: str) -> Path:
+def image_file(text: str) -> Path:
     """The file of ``--out``, checked before there is anything to draw.
 
     Raises:
       UserError: its folder is missing, or its name has no ending that matplotlib knows; or
         matplotlib is not installed.
     """
-    file = command.output("--out", text)
+    file = cli.output("--out", text)
     assert file is not None
     known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
     if file.suffix[1:].lower() not in known:

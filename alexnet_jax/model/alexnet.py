@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alexnet_jax import config
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.layers import (
-    Draw,
+    DropoutKey,
     Logits,
     TowerConv,
     TowerDense,
@@ -20,7 +19,8 @@ from alexnet_jax.model.layers import (
     normalise_across_maps,
     normalise_within_maps,
 )
-from alexnet_jax.model.mesh import join
+from alexnet_jax.model.towers import gather_towers
+from alexnet_jax.runtime.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
@@ -70,10 +70,10 @@ class AlexNet(nnx.Module):
     """
 
     def __init__(self, c: config.AlexNet, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
-        """A network for pictures of crop x crop pixels that computes in `dtype`.
+        """A network for images of crop x crop pixels that computes in `dtype`.
 
         Raises:
-          UserError: pictures that small leave nothing after three poolings.
+          UserError: images that small leave nothing after three poolings.
         """
         self.cross, self.rate, self.dtype = c.cross, c.dropout, jnp.dtype(dtype)
         self.pool = partial(max_pool, window=c.pool_window, stride=c.pool_stride)
@@ -101,7 +101,7 @@ class AlexNet(nnx.Module):
         self.fc8 = Logits(n7 * c.towers, c.classes, **_initial(c, "fc8", rngs))
         self.activate = ACTIVATIONS[c.activation]
 
-    def outputs(self, images: jax.Array, draw: Draw | None = None) -> dict[str, jax.Array]:
+    def outputs(self, images: jax.Array, draw: DropoutKey | None = None) -> dict[str, jax.Array]:
         """The output of every layer, {'conv1': ..., 'fc8': ...}, fc8's being the logits.
 
         Args:
@@ -129,14 +129,14 @@ class AlexNet(nnx.Module):
         out["fc8"] = self.fc8(x)  # [b, 1000], the sum of both towers' parts
         return out
 
-    def __call__(self, images: jax.Array, draw: Draw | None = None) -> jax.Array:
+    def __call__(self, images: jax.Array, draw: DropoutKey | None = None) -> jax.Array:
         """The logits, [b, classes] float32, of `images` as in `outputs`."""
         return self.outputs(images, draw)["fc8"]
 
     def meet(self, layer: str, x: jax.Array) -> jax.Array:
         """What `layer` sees: both towers, if it is one of those at which they cross."""
         with jax.named_scope(layer):
-            return join(x) if layer in self.cross else x
+            return gather_towers(x) if layer in self.cross else x
 
 
 def _scaled(count: int, c: config.AlexNet) -> int:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from alexnet_jax import config
 from alexnet_jax.model.layers import (
-    Draw,
+    DropoutKey,
     Logits,
     TowerConv,
     TowerDense,
@@ -102,7 +102,7 @@ class CifarNet(nnx.Module):
     """The layers that `config.Cifar` lists. Pooling halves a side, rounded up: 32, 16, 8, 4."""
 
     def __init__(self, c: config.Cifar, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
-        """A net for pictures of crop x crop pixels that computes in `dtype`."""
+        """A net for images of crop x crop pixels that computes in `dtype`."""
         self.dtype, self.names = jnp.dtype(dtype), c.names
         shape = (1, crop, crop, 3)
         for layer in c.layers:
@@ -111,7 +111,7 @@ class CifarNet(nnx.Module):
             image = jax.ShapeDtypeStruct(shape, self.dtype)
             shape = jax.eval_shape(partial(_call, module), image).shape
 
-    def outputs(self, images: jax.Array, draw: Draw | None = None) -> dict[str, jax.Array]:
+    def outputs(self, images: jax.Array, draw: DropoutKey | None = None) -> dict[str, jax.Array]:
         """The output of every layer, by name; the last are the logits, [b, classes] float32.
 
         Args:
@@ -124,7 +124,7 @@ class CifarNet(nnx.Module):
             x = out[name] = _call(getattr(self, name), x)
         return out
 
-    def __call__(self, images: jax.Array, draw: Draw | None = None) -> jax.Array:
+    def __call__(self, images: jax.Array, draw: DropoutKey | None = None) -> jax.Array:
         """The logits, [b, classes] float32, of `images` as in `outputs`."""
         return self.outputs(images, draw)[self.names[-1]]
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config
-from alexnet_jax.model.mesh import TOWER, Placed
+from alexnet_jax.model.towers import TOWER
+from alexnet_jax.runtime.sharding import ShardedModel
 
 
 class Row(NamedTuple):
-    """One layer. Counts are those of both towers together, for one picture."""
+    """One layer. Counts are those of both towers together, for one image."""
 
     layer: str
     output: tuple[int, ...]  # without the batch
@@ -23,7 +24,7 @@ class Row(NamedTuple):
     bytes: int  # on each device: parameters and momentum, float32
 
 
-def layer_table(network: Placed, c: config.Config) -> list[Row]:
+def layer_table(network: ShardedModel, c: config.Config) -> list[Row]:
     """The rows of every layer that is not left out; runs nothing."""
     image = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     outputs = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
@@ -35,7 +36,7 @@ def layer_table(network: Placed, c: config.Config) -> list[Row]:
     ]
 
 
-def format_table(rows: list[Row], network: Placed) -> str:
+def format_table(rows: list[Row], network: ShardedModel) -> str:
     """The rows as text, with their sum and the grid of devices."""
     devices = dict(network.mesh.shape)
     grid = f"{devices['data']} x {devices['tower']} devices ('data' x 'tower')"
@@ -57,7 +58,7 @@ def _places(
     layer: str,
     before: tuple[int, ...],
     output: tuple[int, ...],
-    network: Placed,
+    network: ShardedModel,
     c: config.Config,
 ) -> int:
     """At which each of a layer's kernels is applied. Those of the CIFAR nets pool after it."""
@@ -68,7 +69,7 @@ def _places(
 
 
 def _row(
-    layer: str, output: tuple[int, ...], places: int, network: Placed, c: config.Config
+    layer: str, output: tuple[int, ...], places: int, network: ShardedModel, c: config.Config
 ) -> Row:
     shapes, specs = network.shapes[layer], network.specs[layer]
     kernel = shapes["kernel"].shape
@@ -99,7 +100,7 @@ def _next(c: config.AlexNet) -> str:
     return c.layers[c.layers.index(c.without) + 1]
 
 
-def _device_bytes(shape: Any, spec: Any, network: Placed) -> int:
+def _device_bytes(shape: Any, spec: Any, network: ShardedModel) -> int:
     parts = network.mesh.shape[TOWER] if TOWER in spec else 1
     return int(np.dtype(shape.dtype).itemsize) * math.prod(shape.shape) // parts
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax.config import Formula
-from alexnet_jax.model.mesh import TOWER, first_tower, sum_towers
+from alexnet_jax.model.towers import TOWER, first_tower, sum_towers
 
 
 def parameter(value: jax.Array, *spec: str | None) -> nnx.Param[Any]:
@@ -92,7 +92,7 @@ class TowerConv(nnx.Module):
 
 
 Padding = tuple[tuple[int, int], ...]
-"""Zeros before and after each side of a picture."""
+"""Zeros before and after each side of a image."""
 
 
 def _convolve(
@@ -106,7 +106,7 @@ def _convolve(
 def _convolve_in_pairs(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
-    """As `_convolve` with stride 1; for the few colours of a picture it is faster on a CPU.
+    """As `_convolve` with stride 1; for the few colours of a image it is faster on a CPU.
 
     With so few values in a window, most of the time goes into fetching them. Here two neighbouring
     pixels stand as one with twice the colours, and two kernels, the second moved by a pixel, as one
@@ -391,7 +391,7 @@ def _edges(x: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
     return [(0, 0), (0, hang[0]), (0, hang[1]), (0, 0)]
 
 
-class Draw(NamedTuple):
+class DropoutKey(NamedTuple):
     """Where the dropout masks of a step come from.
 
     The masks depend on the seed, the step, the layer, the tower and the example's place in the
@@ -402,7 +402,9 @@ class Draw(NamedTuple):
     rows: jax.Array  # int32 [b]: the examples' places in the global batch
 
 
-def dropout(x: jax.Array, rate: float, draw: Draw | None, layer: int, neurons: int) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: float, draw: DropoutKey | None, layer: int, neurons: int
+) -> jax.Array:
     """Dropout as in §4.2: zero with chance `rate` in training, times 1 - rate in testing.
 
     Not the inverted form, which scales in training: with the paper's initial weights the two train

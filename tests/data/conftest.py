@@ -1,4 +1,4 @@
-"""Small sets of pictures, made once."""
+"""Small sets of images, made once."""
 
 import io
 import tarfile
@@ -25,7 +25,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture(scope="session")
 def jpeg_records(tmp_path_factory) -> records.Records:
-    """300 training and 512 validation pictures of 24x24 pixels."""
+    """300 training and 512 validation images of 24x24 pixels."""
     path = tmp_path_factory.mktemp("jpeg") / "records"
     prepare("generated:300", path, size=24)
     return records.open_records(path)
@@ -64,13 +64,13 @@ def make_data():
 
 
 @pytest.fixture
-def picture_folder(tmp_path):
+def image_folder(tmp_path):
     """Writes PNGs of random pixels: train and validation, two classes, `count` each."""
 
     def write(count: int = 3, shape: tuple[int, int] = (20, 30)) -> Path:
         cv2 = pytest.importorskip("cv2")
         rng = np.random.default_rng(0)
-        root = tmp_path / "pictures"
+        root = tmp_path / "images"
         for split in ("train", "validation"):
             for name in ("cat", "dog"):
                 folder = root / split / name

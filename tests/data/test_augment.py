@@ -1,4 +1,4 @@
-"""What the network sees, against the same in numpy, one picture at a time."""
+"""What the network sees, against the same in numpy, one image at a time."""
 
 import itertools
 
@@ -37,21 +37,21 @@ def batch() -> dict[str, np.ndarray]:
 
 def by_hand(batch, mean, components, data, lit) -> np.ndarray:
     out = []
-    for image, (y, x), mirror, light in zip(
+    for crop, (y, x), mirror, light in zip(
         *(batch[key] for key in ("image", "corner", "mirror", "light")), strict=True
     ):
-        picture = image.astype(np.float64)
+        image = crop.astype(np.float64)
         if data.mean == "crop":
-            picture = picture - mean[y : y + CROP, x : x + CROP]
+            image = image - mean[y : y + CROP, x : x + CROP]
         if mirror:
-            picture = picture[:, ::-1]
+            image = image[:, ::-1]
         if data.mean == "centre":
-            picture = picture - mean[4:20, 4:20]
+            image = image - mean[4:20, 4:20]
         if lit:
-            picture = picture + components.astype(np.float64) @ light
+            image = image + components.astype(np.float64) @ light
             if data.lighting.shrink:
-                picture = picture / 1.1
-        out.append(picture)
+                image = image / 1.1
+        out.append(image)
     return np.stack(out)
 
 
@@ -93,7 +93,7 @@ def test_an_example_does_not_depend_on_its_batch(batch, statistics, make_data):
     )
 
 
-def test_mean_of_identical_pictures_leaves_nothing(raw_records, make_data):
+def test_mean_of_identical_images_leaves_nothing(raw_records, make_data):
     """End to end: crops of the mean itself, at their own corners, come out as zero."""
     data = make_data()
     read = train_batches(raw_records.split("train"), data, batch=32, seed=0, rows=[(0, 32)])
@@ -171,7 +171,7 @@ def test_spread_of_our_own_lighting(scale, expected, statistics):
 
 
 def test_measured_spread_of_drawn_batches(raw_records, make_data):
-    """The shift is one colour for a whole picture, with the covariance M M^T over pictures."""
+    """The shift is one colour for a whole image, with the covariance M M^T over images."""
     data = make_data(lighting={"source": "published", "scale": "deviation"})
     components = augment.lighting_components(raw_records.statistics, data.lighting)
     mean = jnp.array(raw_records.statistics.mean)

@@ -1,4 +1,4 @@
-"""Pictures as they are met: every kind of file that ImageNet holds, against Pillow."""
+"""Images as they are met: every kind of file that ImageNet holds, against Pillow."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from alexnet_jax.data import pictures
+from alexnet_jax.data import images
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -53,7 +53,7 @@ CASES = {
 def test_decodes_as_pillow_does(kind):
     """The name of the file is never asked, so a PNG named JPEG is no special case."""
     data = CASES[kind](photo(61, 83))
-    ours, theirs = pictures.decode(data), pillow(data)
+    ours, theirs = images.decode(data), pillow(data)
     assert ours.dtype == np.uint8
     assert ours.shape == theirs.shape == (61, 83, 3)
     difference = np.abs(ours.astype(int) - theirs)
@@ -66,36 +66,36 @@ def test_exif_orientation_is_ignored():
     exif[0x0112] = 6  # turn by a quarter to see it upright
     data = encode(Image.fromarray(photo(40, 90)), "JPEG", exif=exif)
     assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    assert pictures.decode(data).shape == (40, 90, 3)
+    assert images.decode(data).shape == (40, 90, 3)
     png = encode(Image.fromarray(photo(40, 90)), "PNG", exif=exif)
-    assert pictures.decode(png).shape == (40, 90, 3)
+    assert images.decode(png).shape == (40, 90, 3)
 
 
 def test_transparency_is_dropped():
     rgba = np.dstack([photo(20, 30), np.full((20, 30), 7, np.uint8)])
     data = encode(Image.fromarray(rgba, "RGBA"), "PNG")
-    np.testing.assert_array_equal(pictures.decode(data), photo(20, 30))
+    np.testing.assert_array_equal(images.decode(data), photo(20, 30))
 
 
 def test_harmless_faults_in_a_jpeg_are_no_errors():
     """Some of ImageNet's files have bytes too many before a marker; every decoder reads them."""
     data = encode(Image.fromarray(photo(50, 60)), "JPEG")
     faulty = data[:-2] + b"\x00\x00" + data[-2:]
-    np.testing.assert_array_equal(pictures.decode(faulty), pictures.decode(data))
+    np.testing.assert_array_equal(images.decode(faulty), images.decode(data))
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"not a picture", "cannot be decoded"),
+        (b"not a image", "cannot be decoded"),
         (encode(Image.fromarray(photo(200, 300)), "JPEG")[:2000], "cannot be decoded"),
         (encode(Image.fromarray(photo(200, 300)), "PNG")[:100], "cannot be decoded"),
     ],
 )
 def test_what_cannot_be_decoded(data, reason):
     with pytest.raises(ValueError, match=reason):
-        pictures.decode(data)
+        images.decode(data)
 
 
 def test_decompression_bombs():
@@ -105,19 +105,19 @@ def test_decompression_bombs():
         struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     )
     with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
-        pictures.decode(b"\x89PNG\r\n\x1a\n" + chunk)
+        images.decode(b"\x89PNG\r\n\x1a\n" + chunk)
     jpeg = bytearray(encode(Image.fromarray(photo(8, 8)), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)
     with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
-        pictures.decode(bytes(jpeg))
+        images.decode(bytes(jpeg))
 
 
-def by_pillow(picture: np.ndarray, size: int, kernel) -> np.ndarray:
-    """§2 to the letter: rescale the whole picture, then cut its centre."""
-    height, width, _ = picture.shape
+def by_pillow(image: np.ndarray, size: int, kernel) -> np.ndarray:
+    """§2 to the letter: rescale the whole image, then cut its centre."""
+    height, width, _ = image.shape
     scale = size / min(height, width)
-    whole = Image.fromarray(picture).resize((round(width * scale), round(height * scale)), kernel)
+    whole = Image.fromarray(image).resize((round(width * scale), round(height * scale)), kernel)
     left, top = (whole.width - size) // 2, (whole.height - size) // 2
     return np.asarray(whole.crop((left, top, left + size, top + size)))
 
@@ -126,35 +126,35 @@ def by_pillow(picture: np.ndarray, size: int, kernel) -> np.ndarray:
     "shape", [(400, 533), (533, 400), (256, 256), (256, 400), (100, 100), (56, 90), (2400, 1700)]
 )
 def test_centre_square(shape):
-    picture = photo(*shape)
-    ours = pictures.centre_square(picture, 256)
+    image = photo(*shape)
+    ours = images.centre_square(image, 256)
     assert ours.shape == (256, 256, 3)
     kernel = Image.Resampling.BOX if min(shape) > 256 else Image.Resampling.BICUBIC
-    # Half a pixel of the original apart at most, which in smooth pictures is little.
-    assert np.abs(ours.astype(int) - by_pillow(picture, 256, kernel)).mean() < 1.5
+    # Half a pixel of the original apart at most, which in smooth images is little.
+    assert np.abs(ours.astype(int) - by_pillow(image, 256, kernel)).mean() < 1.5
 
 
 def test_nothing_is_done_to_a_square_of_the_right_size():
-    picture = photo(64, 64)
-    np.testing.assert_array_equal(pictures.centre_square(picture, 64), picture)
+    image = photo(64, 64)
+    np.testing.assert_array_equal(images.centre_square(image, 64), image)
     wide = photo(64, 100)
-    np.testing.assert_array_equal(pictures.centre_square(wide, 64), wide[:, 18:82])
+    np.testing.assert_array_equal(images.centre_square(wide, 64), wide[:, 18:82])
 
 
 def test_shrinking_does_not_alias():
     """Stripes of one pixel become grey; without averaging they would become wide stripes."""
     stripes = np.zeros((1000, 1000, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = pictures.centre_square(stripes, 90)
+    small = images.centre_square(stripes, 90)
     np.testing.assert_allclose(small, 127.5, atol=12)
 
 
 def test_extreme_shapes():
     for shape in ((10, 10_000), (10_000, 10), (1, 1), (1, 3)):
-        square = pictures.centre_square(np.full((*shape, 3), 9, np.uint8), 256)
+        square = images.centre_square(np.full((*shape, 3), 9, np.uint8), 256)
         np.testing.assert_array_equal(square, np.full((256, 256, 3), 9))
 
 
-def test_large_picture():
+def test_large_image():
     data = encode(Image.fromarray(photo(6000, 9000)), "JPEG")
-    assert pictures.centre_square(pictures.decode(data), 256).shape == (256, 256, 3)
+    assert images.centre_square(images.decode(data), 256).shape == (256, 256, 3)

@@ -1,4 +1,4 @@
-"""Batches: every picture once an epoch, and the same whatever reads them."""
+"""Batches: every image once an epoch, and the same whatever reads them."""
 
 import itertools
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax.data import layout, records, shards
 from alexnet_jax.data.pipeline import StepIterator, eval_batches, eval_steps, train_batches
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 
 def take(batches: StepIterator, count: int) -> list[dict[str, np.ndarray]]:
@@ -42,8 +42,8 @@ def test_shapes_and_types(raw_records, make_data):
 
 
 def tagged(tmp_path, count: int) -> records.Split:
-    """Pictures whose every pixel is the picture's own number (below 65,536)."""
-    settings = layout.Settings("tags", 4, "raw", "")
+    """Images whose every pixel is the image's own number (below 65,536)."""
+    settings = layout.PrepareOptions("tags", 4, "raw", "")
     writer = shards.ShardWriter(tmp_path, settings, "train", 0)
     for number in range(count):
         writer.add(np.full((4, 4, 3), (number // 256, number % 256, 0), np.uint8), number % 2)
@@ -51,7 +51,7 @@ def tagged(tmp_path, count: int) -> records.Split:
     return records.open_records(tmp_path).split("train")
 
 
-def test_every_picture_once_an_epoch_in_a_new_order(tmp_path, make_data):
+def test_every_image_once_an_epoch_in_a_new_order(tmp_path, make_data):
     split = tagged(tmp_path, 310)
     data = make_data(size=4, crop=3)
     for batch in (31, 64, 500):  # divides an epoch; straddles two; is more than one
@@ -69,18 +69,18 @@ def test_every_picture_once_an_epoch_in_a_new_order(tmp_path, make_data):
 
 def test_crops_are_cut_at_their_corner(raw_records, make_data):
     split = raw_records.split("train")
-    pictures = {}
+    images = {}
     for index in range(len(split)):
         out = np.zeros((24, 24, 3), np.uint8)
         split.read(index, out)
-        pictures[out.tobytes()] = out
+        images[out.tobytes()] = out
     data = make_data(crop=22)
     read = take(train_batches(split, data, batch=64, seed=0, rows=[(0, 64)]), 5)
     corners = np.concatenate([batch["corner"] for batch in read])
     assert {tuple(c) for c in corners.tolist()} == set(itertools.product(range(3), repeat=2))
     for batch in read:
         for image, (top, left) in zip(batch["image"], batch["corner"], strict=True):
-            cuts = (p[top : top + 22, left : left + 22] for p in pictures.values())
+            cuts = (p[top : top + 22, left : left + 22] for p in images.values())
             assert any((image == cut).all() for cut in cuts)
 
 
@@ -184,7 +184,7 @@ def test_a_damaged_record_fails_for_good(jpeg_records, make_data, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 100, 256, 512, 700])
-def test_evaluation_reads_every_picture_once_in_order(raw_records, batch):
+def test_evaluation_reads_every_image_once_in_order(raw_records, batch):
     split = raw_records.split("validation")
     read = list(eval_batches(split, batch=batch, rows=[(0, batch)], threads=2))
     assert len(read) == eval_steps(512, batch)

@@ -19,8 +19,8 @@ import simplejpeg
 from alexnet_jax import prepare as prepare_module
 from alexnet_jax.data import records, shards, sources
 from alexnet_jax.data.sources import generated
-from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import main, prepare
+from alexnet_jax.runtime.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -36,8 +36,8 @@ def read(split: records.Split, index: int) -> np.ndarray:
     return out
 
 
-def test_pictures_and_labels(picture_folder, tmp_path):
-    root = picture_folder(count=3)
+def test_images_and_labels(image_folder, tmp_path):
+    root = image_folder(count=3)
     manifest = prepare(f"folder:{root}", tmp_path / "out", size=16, format="raw")
     assert manifest.classes == ("cat", "dog")
     assert {name: split.count for name, split in manifest.splits.items()} == {
@@ -57,13 +57,13 @@ def test_pictures_and_labels(picture_folder, tmp_path):
             np.testing.assert_array_equal(read(split, index), square[..., ::-1])
 
 
-def test_jpegs_are_of_quality_95_without_subsampling(picture_folder, tmp_path):
+def test_jpegs_are_of_quality_95_without_subsampling(image_folder, tmp_path):
     from array_record.python.array_record_module import ArrayRecordReader
 
     image = pytest.importorskip("PIL.Image")
     import io
 
-    prepare(f"folder:{picture_folder()}", tmp_path / "out", size=16)
+    prepare(f"folder:{image_folder()}", tmp_path / "out", size=16)
     reader = ArrayRecordReader(str(tmp_path / "out" / "train-00000.array_record"))
     assert "group_size:1," in reader.writer_options_string()
     assert "uncompressed" in reader.writer_options_string()
@@ -84,7 +84,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jpeg", "raw"])
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
-    """Stopped after so many pictures, again and again: every file is that of a run in one go."""
+    """Stopped after so many images, again and again: every file is that of a run in one go."""
     prepare("generated:600", tmp_path / "whole", size=20, format=kind)
     drawn = {"count": 0}
     original = generated.Drawn.read
@@ -147,11 +147,11 @@ def test_a_shard_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
 def test_twice(tmp_path, capsys, monkeypatch):
     arguments = ["--source=generated:20", f"--out={tmp_path}/out", "--size=16", "--format=raw"]
     main(arguments)
-    assert "is prepared: 20 train, 512 validation pictures" in capsys.readouterr().out
+    assert "is prepared: 20 train, 512 validation images" in capsys.readouterr().out
     before = contents(tmp_path / "out")
     monkeypatch.setattr(prepare_module, "_run", lambda *_: pytest.fail("it is done"))
     main(arguments)
-    assert "was prepared before: 20 train, 512 validation pictures" in capsys.readouterr().out
+    assert "was prepared before: 20 train, 512 validation images" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
@@ -171,8 +171,8 @@ def test_other_settings(tmp_path):
             )
 
 
-def test_half_done_with_other_settings_or_pictures(picture_folder, tmp_path):
-    root = picture_folder()
+def test_half_done_with_other_settings_or_images(image_folder, tmp_path):
+    root = image_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
     source, out = f"folder:{root}", tmp_path / "out"
     with pytest.raises(UserError, match="cannot be decoded"):
@@ -180,12 +180,12 @@ def test_half_done_with_other_settings_or_pictures(picture_folder, tmp_path):
     with pytest.raises(UserError, match="begun with --size=16, not 20"):
         prepare(source, out, size=20)
     (root / "train" / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match="begun with other pictures; delete it or choose another"):
+    with pytest.raises(UserError, match="begun with other images; delete it or choose another"):
         prepare(source, out, size=16)
 
 
-def test_a_bad_picture_stops_or_is_left_out(picture_folder, tmp_path, capsys):
-    root = picture_folder()
+def test_a_bad_image_stops_or_is_left_out(image_folder, tmp_path, capsys):
+    root = image_folder()
     bad = root / "train" / "dog" / "1.png"
     bad.write_bytes(b"broken")
     arguments = [f"--source=folder:{root}", f"--out={tmp_path}/out", "--size=16", "--format=raw"]
@@ -210,9 +210,9 @@ def test_a_bad_picture_stops_or_is_left_out(picture_folder, tmp_path, capsys):
         )
 
 
-def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch):
+def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
     """Going on without --skip-bad after a stop with it: as strict as from the beginning."""
-    root = picture_folder()
+    root = image_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
     monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
@@ -222,7 +222,7 @@ def test_what_was_skipped_is_not_forgotten(picture_folder, tmp_path, monkeypatch
 
 
 def test_labels_outside_the_classes(tmp_path, monkeypatch):
-    """All shards have failed before the error is looked for: the first picture is named."""
+    """All shards have failed before the error is looked for: the first image is named."""
     wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
     monkeypatch.setattr(generated.Drawn, "read", lambda *_: wrong)
     monkeypatch.setattr(
@@ -233,20 +233,20 @@ def test_labels_outside_the_classes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_no_pictures(picture_folder, tmp_path, split):
-    root = picture_folder()
+def test_no_images(image_folder, tmp_path, split):
+    root = image_folder()
     for path in (root / split).glob("*/*"):
         path.unlink()
-    with pytest.raises(UserError, match=f"has no pictures in its split '{split}'"):
+    with pytest.raises(UserError, match=f"has no images in its split '{split}'"):
         prepare(f"folder:{root}", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (root / split / "cat" / "1.jpg").write_bytes(b"broken")
-    with pytest.raises(UserError, match=f"has no pictures in its split '{split}'"):
+    with pytest.raises(UserError, match=f"has no images in its split '{split}'"):
         prepare(f"folder:{root}", tmp_path / "out", skip_bad=True)
 
 
-def test_without_validation(picture_folder, tmp_path, capsys):
-    root = picture_folder()
+def test_without_validation(image_folder, tmp_path, capsys):
+    root = image_folder()
     shutil.rmtree(root / "validation")
     main([f"--source=folder:{root}", f"--out={tmp_path}/out", "--size=16"])
     assert "no validation split" in capsys.readouterr().out
@@ -280,8 +280,8 @@ def test_out_cannot_be_written(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_the_same_pictures_have_the_same_hash(picture_folder, tmp_path):
-    root = picture_folder()
+def test_the_same_images_have_the_same_hash(image_folder, tmp_path):
+    root = image_folder()
     other = shutil.copytree(root, tmp_path / "moved")
     runs = [(root, 16, "raw"), (other, 16, "raw"), (root, 17, "raw"), (root, 16, "jpeg")]
     hashes = {
@@ -301,7 +301,7 @@ def imagenet_sample(tmp_path) -> Path:
     return tmp_path / "imagenet_sample"
 
 
-def test_real_pictures(imagenet_sample, tmp_path):
+def test_real_images(imagenet_sample, tmp_path):
     """200 of 200, each as Pillow sees it."""
     image = pytest.importorskip("PIL.Image")
     manifest = prepare(f"ilsvrc2012:{imagenet_sample}", tmp_path / "out", format="raw")
@@ -319,5 +319,5 @@ def test_real_pictures(imagenet_sample, tmp_path):
         kernel = image.Resampling.BILINEAR if short > 256 else image.Resampling.BICUBIC
         square = whole.resize((256, 256), kernel, (left, top, left + short, top + short))
         differences.append(np.abs(read(split, index).astype(int) - np.asarray(square)).mean())
-    assert max(differences) < 5  # grey levels; a picture turned or shifted differs by tens
+    assert max(differences) < 5  # grey levels; a image turned or shifted differs by tens
     assert np.mean(differences) < 1.2

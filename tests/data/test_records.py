@@ -12,7 +12,7 @@ import pytest
 
 from alexnet_jax.data import layout, records, shards
 from alexnet_jax.data.sources import generated
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 
 def drawn(count: int, size: int = 24, split: int = 0) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_raw_gives_back_every_pixel_and_label(raw_records):
 
 
 def test_jpeg_gives_back_nearly_every_pixel(jpeg_records):
-    """Quality 95 without subsampling: below three grey levels, even in pictures full of noise."""
+    """Quality 95 without subsampling: below three grey levels, even in images full of noise."""
     error = everything(jpeg_records.split("train")).astype(float) - drawn(300)
     assert 0 < np.abs(error).mean() < 3
 
@@ -67,11 +67,11 @@ def test_many_threads_read_at_once(jpeg_records):
 
 
 @pytest.mark.parametrize("kind", ["raw_records", "jpeg_records"])
-def test_statistics_are_those_of_the_stored_training_pictures(kind, request):
+def test_statistics_are_those_of_the_stored_training_images(kind, request):
     of = request.getfixturevalue(kind)
-    pictures = everything(of.split("train")).astype(np.float64)
-    np.testing.assert_allclose(of.statistics.mean, pictures.mean(0), rtol=1e-6)
-    covariance = np.cov(pictures.reshape(-1, 3).T, bias=True)
+    images = everything(of.split("train")).astype(np.float64)
+    np.testing.assert_allclose(of.statistics.mean, images.mean(0), rtol=1e-6)
+    covariance = np.cov(images.reshape(-1, 3).T, bias=True)
     values, vectors = of.statistics.eigenvalues, of.statistics.eigenvectors
     assert values[0] > values[1] > values[2] > 0
     np.testing.assert_allclose(vectors * values @ vectors.T, covariance, rtol=1e-9, atol=1e-6)
@@ -111,7 +111,7 @@ def test_no_folder_or_no_records(tmp_path):
 
 
 def test_half_prepared(tmp_path):
-    layout.Settings("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
+    layout.PrepareOptions("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
     assert not records.is_prepared(tmp_path / "half")
     command = rf"--source=folder:there --out={tmp_path}/half --size=64 --format=raw"
     with pytest.raises(UserError, match="only half prepared; to go on: .*" + command):
@@ -159,15 +159,15 @@ def test_damaged_record_is_named(jpeg_records, tmp_path):
             split.read(index, out)
         except UserError as error:
             failed.append((index, str(error)))
-    ((index, message),) = failed  # one bit costs one picture, never a wrong pixel
+    ((index, message),) = failed  # one bit costs one image, never a wrong pixel
     assert 128 <= index < 256
     assert f"{shard}: record {index - 128} cannot be read" in message
     assert "\n" not in message
 
 
 def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
-    """Every shard's pictures and labels take part in the identity of a preparation."""
-    settings = layout.Settings("any", 2, "raw", "")
+    """Every shard's images and labels take part in the identity of a preparation."""
+    settings = layout.PrepareOptions("any", 2, "raw", "")
 
     def content(pixel: int, label: int) -> str:
         folder = tmp_path / f"{pixel}-{label}"
@@ -180,13 +180,13 @@ def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
 
 
 def test_begun_with_other_settings(tmp_path):
-    settings = layout.Settings("generated", 64, "raw", "abc")
+    settings = layout.PrepareOptions("generated", 64, "raw", "abc")
     settings.begin(tmp_path / "out")
     settings.begin(tmp_path / "out")
     for change, message in (
         ({"size": 32}, "begun with --size=64, not 32"),
         ({"source": "generated:5"}, "begun with --source=generated, not generated:5"),
-        ({"pictures": "x"}, "begun with other pictures"),
+        ({"images": "x"}, "begun with other images"),
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(settings, **change).begin(tmp_path / "out")
@@ -195,7 +195,7 @@ def test_begun_with_other_settings(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no records"):
-        layout.Settings("generated", 64, "raw", "abc").begin(tmp_path)
+        layout.PrepareOptions("generated", 64, "raw", "abc").begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -243,7 +243,7 @@ def test_verify_finds_a_flipped_bit_in_any_file(kind, request, tmp_path):
     for path in sorted(there.glob("*-0*")):
         whole = path.read_bytes()
         data = bytearray(whole)
-        data[len(data) // 2] ^= 1 << rng.randrange(8)  # the middle is part of a picture
+        data[len(data) // 2] ^= 1 << rng.randrange(8)  # the middle is part of a image
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"is not what was prepared|is damaged"):
             records.verify(there)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data.sources import Source, cifar10, generated, open_source
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 from tests.data.conftest import tar_of
 
-# The first three of ILSVRC's classes, and the classes of the first two validation pictures.
+# The first three of ILSVRC's classes, and the classes of the first two validation images.
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"
 FIRST_VALIDATION = ("n01751748", "n09193705")
 
@@ -52,11 +52,11 @@ def test_folder(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["test/cat/1.png"], "has no folder train; it must hold train/CLASS/PICTURE"),
+        (["test/cat/1.png"], "has no folder train; it must hold train/CLASS/IMAGE"),
         (["train/1.png"], "train has no folders; it must hold one for each class"),
         (["train/cat/1.png", "val/dog/1.png"], "val/dog is a class that the training split does"),
         (["train/cat/1.png", "val/cat/1", "valid/cat/1"], "are both the validation split"),
-        (["train/cat/more/1.png"], "train/cat/more is a folder where a picture should be"),
+        (["train/cat/more/1.png"], "train/cat/more is a folder where a image should be"),
     ],
 )
 def test_folder_of_another_shape(tmp_path, files, message):
@@ -65,7 +65,7 @@ def test_folder_of_another_shape(tmp_path, files, message):
         open_source(f"folder:{tmp_path}", 256)
 
 
-@pytest.mark.parametrize("spec", ["", "folder", "folder:", "pictures:x", "/data", "imagenet2012"])
+@pytest.mark.parametrize("spec", ["", "folder", "folder:", "images:x", "/data", "imagenet2012"])
 def test_no_such_kind_of_source(spec):
     with pytest.raises(UserError, match="a source is folder:PATH, ilsvrc2012:PATH"):
         open_source(spec, 256)
@@ -80,12 +80,12 @@ def test_no_such_folder(kind):
 # --- ILSVRC-2012 --------------------------------------------------------------------------------
 
 
-def pictures_of(wnid: str, count: int) -> dict[str, bytes]:
+def images_of(wnid: str, count: int) -> dict[str, bytes]:
     """In another order than that of their names, as in the real tars."""
     return {f"{wnid}_{i}.JPEG": f"{wnid} {i}".encode() * i for i in range(count, 0, -1)}
 
 
-TRAIN = {SHARK: pictures_of(SHARK, 3), TENCH: pictures_of(TENCH, 12)}
+TRAIN = {SHARK: images_of(SHARK, 3), TENCH: images_of(TENCH, 12)}
 VALIDATION = {f"ILSVRC2012_val_{i:08d}.JPEG": f"v{i}".encode() for i in (2, 1)}
 
 
@@ -156,7 +156,7 @@ def test_ilsvrc_nothing_there(tmp_path):
         open_source(f"ilsvrc2012:{tmp_path}", 256)
 
 
-def test_ilsvrc_without_training_pictures(tars):
+def test_ilsvrc_without_training_images(tars):
     (tars / "ILSVRC2012_img_train.tar").unlink()
     with pytest.raises(UserError, match=r"has no split 'train' \(found: validation\)"):
         open_source(f"ilsvrc2012:{tars}", 256)
@@ -172,7 +172,7 @@ def test_ilsvrc_half_downloaded(tars):
 @pytest.mark.parametrize(
     "name", ["cat.JPEG", "ILSVRC2012_val_00050001.JPEG", "ILSVRC2012_val_00000000.JPEG"]
 )
-def test_ilsvrc_strange_validation_picture(tars, name):
+def test_ilsvrc_strange_validation_image(tars, name):
     (tars / "ILSVRC2012_img_val.tar").write_bytes(tar_of({name: b""}))
     with pytest.raises(UserError, match=f"{name} is not called ILSVRC2012_val_00000001.JPEG"):
         open_source(f"ilsvrc2012:{tars}", 256)
@@ -208,7 +208,7 @@ def test_ilsvrc_strange_class(tars, tmp_path):
 
 @pytest.fixture
 def cifar() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each file the pictures, uint8 [4, 32, 32, 3], and labels."""
+    """Of each file the images, uint8 [4, 32, 32, 3], and labels."""
     rng = np.random.default_rng(0)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     return {
@@ -317,19 +317,19 @@ def test_generated():
     again = open_source("generated:25", 40)
     for split in ("train", "validation"):
         for index in (0, 7, 24):
-            picture, label = source.splits[split].read(index)
-            assert picture.shape == (40, 40, 3)
-            assert picture.dtype == np.uint8
+            image, label = source.splits[split].read(index)
+            assert image.shape == (40, 40, 3)
+            assert image.dtype == np.uint8
             assert label == index % 10
-            np.testing.assert_array_equal(picture, again.splits[split].read(index).picture)
-    train, validation = (source.splits[s].read(3).picture for s in ("train", "validation"))
+            np.testing.assert_array_equal(image, again.splits[split].read(index).image)
+    train, validation = (source.splits[s].read(3).image for s in ("train", "validation"))
     assert (train != validation).any()
     assert len(open_source("generated", 40).splits["train"]) == generated.TRAIN
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
 def test_generated_count(count):
-    with pytest.raises(UserError, match="give a number of pictures, as generated:4096"):
+    with pytest.raises(UserError, match="give a number of images, as generated:4096"):
         open_source(f"generated:{count}", 40)
 
 
@@ -337,12 +337,12 @@ def test_generated_classes_can_be_told_apart():
     """By their two definitions: the family by its colour, the stripes by where edges are."""
     for index in range(60):
         family, form = generated.CLASSES[index % 10].split()
-        picture = generated.draw((2, index), index % 10, 64).astype(float)
-        spread = picture.max(-1) - picture.min(-1)
+        image = generated.draw((2, index), index % 10, 64).astype(float)
+        spread = image.max(-1) - image.min(-1)
         inside = spread >= np.quantile(spread, 0.95)
-        red, _, blue = picture[inside].mean(0)
+        red, _, blue = image[inside].mean(0)
         assert (red > blue) == (family == "warm")
-        down, across = (np.abs(np.diff(picture[..., 0] - picture[..., 2], axis=a)) for a in (0, 1))
+        down, across = (np.abs(np.diff(image[..., 0] - image[..., 2], axis=a)) for a in (0, 1))
         if form == "horizontal":
             assert down.mean() > across.mean()
         elif form == "vertical":

@@ -19,8 +19,8 @@ import pytest
 
 from alexnet_jax.data import records
 from alexnet_jax.data.sources import cifar10, open_source
-from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import prepare
+from alexnet_jax.runtime.errors import UserError
 from tests.data.conftest import tar_of
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -88,8 +88,8 @@ def downloads(tmp_path) -> Path:
     return manual
 
 
-def pictures_of(path: Path, split: str) -> dict[int, tuple[str, np.ndarray]]:
-    """The class and pixels of each picture, by the seed that made it."""
+def images_of(path: Path, split: str) -> dict[int, tuple[str, np.ndarray]]:
+    """The class and pixels of each image, by the seed that made it."""
     opened = records.open_records(path)
     of, found = opened.split(split), {}
     out = np.zeros((32, 32, 3), np.uint8)
@@ -114,7 +114,7 @@ def test_imagenet2012(without_tensorflow, downloads, tmp_path):
         "train": len(TRAIN),
         "validation": 3,
     }
-    train, validation = (pictures_of(tmp_path / "out", s) for s in ("train", "validation"))
+    train, validation = (images_of(tmp_path / "out", s) for s in ("train", "validation"))
     assert [train[seed][0] for seed in range(len(TRAIN))] == [n.split("_")[0] for n in TRAIN]
     assert [validation[101 + i][0] for i in range(3)] == list(VALIDATION_CLASSES)
 
@@ -122,7 +122,7 @@ def test_imagenet2012(without_tensorflow, downloads, tmp_path):
     ours = prepare(f"ilsvrc2012:{downloads}", tmp_path / "ours", size=32, format="raw")
     assert ours.classes == manifest.classes
     for split, theirs in (("train", train), ("validation", validation)):
-        for seed, (name, pixels) in pictures_of(tmp_path / "ours", split).items():
+        for seed, (name, pixels) in images_of(tmp_path / "ours", split).items():
             assert theirs[seed][0] == name
             if seed > 100 or TRAIN[seed] not in (CMYK, PNG):
                 np.testing.assert_array_equal(theirs[seed][1], pixels)
@@ -193,7 +193,7 @@ def test_tensorflow_is_missing(downloads, tmp_path):
 
 def test_not_a_classification_set(tmp_path):
     """Refused before it is downloaded."""
-    with pytest.raises(UserError, match="is not a set of pictures with one label each"):
+    with pytest.raises(UserError, match="is not a set of images with one label each"):
         open_source(f"tfds:ag_news_subset@{tmp_path}", 32)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.stress.kill_resume --kills=30 [--seed=0]
 
-A run that nobody stops is made first: pictures are drawn and prepared, two epochs are trained,
+A run that nobody stops is made first: images are drawn and prepared, two epochs are trained,
 scored and saved. Then the same command is started in an empty folder and killed after a random
 time, until it gets to its end; and so on with new folders, until there were enough kills. Each end
 must have the same records, bit for bit the same parameters, momentum and position in the data, and
@@ -29,10 +29,11 @@ END = """
 import hashlib, json, sys
 from pathlib import Path
 import jax, numpy as np
-from alexnet_jax import host, trained, workdir
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.state import restore_state
-host.set_up(1)
+from alexnet_jax.runtime import host, workdir
+from alexnet_jax.training import trained
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.training.state import restore_state
+host.configure_jax(1)
 folder = Path(sys.argv[1])
 net = trained.open_trained(folder)
 with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:

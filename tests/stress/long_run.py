@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from alexnet_jax.metrics import read_metrics
+from alexnet_jax.runtime.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,10 +1,10 @@
-"""Where pictures come from: folders, ILSVRC's tars, TFDS, CIFAR-10, or the program itself."""
+"""Where images come from: folders, ILSVRC's tars, TFDS, CIFAR-10, or the program itself."""
 
 from collections.abc import Callable
 
 from alexnet_jax.data.sources import cifar10, files, generated, ilsvrc2012, tfds
 from alexnet_jax.data.sources.source import Example, Source, Split
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 __all__ = ["KINDS", "Example", "Source", "Split", "open_source"]
 
@@ -14,12 +14,12 @@ KINDS = "folder:PATH, ilsvrc2012:PATH, tfds:NAME, cifar10:PATH or generated"
 def open_source(spec: str, size: int) -> Source:
     """The source that ``--source`` names.
 
-    folder:PATH: PATH/SPLIT/CLASS/PICTURE. SPLIT is train, val, valid, validation or test; the
+    folder:PATH: PATH/SPLIT/CLASS/IMAGE. SPLIT is train, val, valid, validation or test; the
     classes are train's folders, sorted.
 
     ilsvrc2012:PATH: PATH holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which are read
     without unpacking; or train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or WNID/*.JPEG, which
-    are training pictures only. Labels are always those of the 1000 classes, by their sorted WNIDs.
+    are training images only. Labels are always those of the 1000 classes, by their sorted WNIDs.
 
     tfds:NAME or tfds:NAME@DATA_DIR: an image classification set of TensorFlow Datasets. It is
     looked for, and made if need be, in DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets);
@@ -28,11 +28,11 @@ def open_source(spec: str, size: int) -> Source:
 
     cifar10:PATH: the original's python or binary version, its folder or its tar.gz.
 
-    generated or generated:COUNT: ten classes, drawn at `size`; COUNT training pictures (4096).
+    generated or generated:COUNT: ten classes, drawn at `size`; COUNT training images (4096).
 
     Args:
       spec: one of these.
-      size: side of the pictures that will be made, in pixels.
+      size: side of the images that will be made, in pixels.
 
     Raises:
       UserError: there is no such source, or no training split in it, or it is damaged.

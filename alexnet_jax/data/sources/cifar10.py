@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data.sources.source import Example, Source, Split
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -22,7 +22,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Arrays:
-    """Pictures in memory."""
+    """Images in memory."""
 
     where: str
     images: np.ndarray  # uint8 [n, height, width, 3]
@@ -95,7 +95,7 @@ def _python(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _arrays(name: str, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both versions store a picture as all red, then all green, then all blue pixels."""
+    """Both versions store a image as all red, then all green, then all blue pixels."""
     if labels.max() >= len(CLASSES):
         raise UserError(
             f"{name} has label {labels.max()}, but the classes are 0 to 9: it is damaged"

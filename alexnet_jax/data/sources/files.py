@@ -1,4 +1,4 @@
-"""Pictures in files of their own, in a folder for each class."""
+"""Images in files of their own, in a folder for each class."""
 
 import errno
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.data.sources.source import SPLITS, Example, Source
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures in files of their own."""
+    """Images in files of their own."""
 
     root: Path
     paths: Sequence[str]  # below root
@@ -48,7 +48,7 @@ def open_folder(path: str) -> Source:
         if split is not None:
             found[split] = folder
     if "train" not in found:
-        raise UserError(f"{root} has no folder train; it must hold train/CLASS/PICTURE")
+        raise UserError(f"{root} has no folder train; it must hold train/CLASS/IMAGE")
     classes = tuple(folder.name for folder in subfolders(found["train"]))
     if not classes:
         raise UserError(f"{found['train']} has no folders; it must hold one for each class")
@@ -57,25 +57,25 @@ def open_folder(path: str) -> Source:
 
 
 def class_folders(root: Path, classes: Sequence[str]) -> Files:
-    """The pictures of root/CLASS/PICTURE, classes and pictures in the order of their names."""
+    """The images of root/CLASS/IMAGE, classes and images in the order of their names."""
     numbers = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
     for folder in subfolders(root):
         if folder.name not in numbers:
             raise UserError(f"{folder} is a class that the training split does not have")
-        names = picture_names(folder)
+        names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
         labels += [numbers[folder.name]] * len(names)
     return Files(root, paths, np.array(labels, np.int32))
 
 
-def picture_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
     """The names of all files in `folder` that are not hidden, sorted."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in shown:
         if os.path.isdir(entry.path):  # a link that leads nowhere is none
-            raise UserError(f"{entry.path} is a folder where a picture should be")
+            raise UserError(f"{entry.path} is a folder where a image should be")
     return sorted(entry.name for entry in shown)
 
 

@@ -1,4 +1,4 @@
-"""The set that needs no download: ten classes of drawn pictures.
+"""The set that needs no download: ten classes of drawn images.
 
 Five forms in two families of colours. A class is told only by form and colour together, so that
 both the colour-agnostic and the colour-specific kernels of Fig. 3 have something to learn. Place,
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from alexnet_jax.data.sources.source import Example, Source
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 FORMS = ("disk", "cross", "horizontal", "vertical", "checks")
 FAMILIES = {
@@ -20,15 +20,15 @@ FAMILIES = {
     "cool": (0.45, 0.68),
 }  # hues in turns: red to yellow, cyan to blue
 CLASSES = tuple(f"{family} {form}" for family in FAMILIES for form in FORMS)
-TRAIN, VALIDATION = 4096, 512  # pictures
+TRAIN, VALIDATION = 4096, 512  # images
 
 _SCALE = 4  # cv2 draws at fractions of a pixel: in 2^-4
 
 
 def open_generated(count: str, size: int) -> Source:
-    """`count` training pictures, or 4096 if it is empty, and 512 others, of side `size`."""
+    """`count` training images, or 4096 if it is empty, and 512 others, of side `size`."""
     if count and not (count.isdecimal() and int(count)):
-        raise UserError(f"--source=generated:{count}: give a number of pictures, as generated:4096")
+        raise UserError(f"--source=generated:{count}: give a number of images, as generated:4096")
     train = Drawn(int(count or TRAIN), 0, size)
     validation = Drawn(VALIDATION, 1, size)
     return Source(CLASSES, {"train": train, "validation": validation})
@@ -36,7 +36,7 @@ def open_generated(count: str, size: int) -> Source:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of the generated set; picture i has class i modulo 10."""
+    """Images of the generated set; image i has class i modulo 10."""
 
     count: int
     split: int  # 0: train, 1: validation
@@ -54,15 +54,15 @@ class Drawn:
 
 
 def draw(seed: tuple[int, int], label: int, size: int) -> np.ndarray:
-    """The picture of class `label` that `seed` makes: uint8 [size, size, 3] in RGB."""
+    """The image of class `label` that `seed` makes: uint8 [size, size, 3] in RGB."""
     rng = np.random.default_rng(seed)
     family, form = CLASSES[label].split()
     hue = rng.uniform(*FAMILIES[family]) % 1
     colour = 255 * np.array(colorsys.hsv_to_rgb(hue, *rng.uniform(0.6, 1, 2)), np.float32)
     mask = _mask(rng, form, size)[..., None]
-    picture = (1 - mask) * _background(rng, size) + mask * colour
-    picture += rng.integers(-12, 13, (size, size, 1), np.int8)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = (1 - mask) * _background(rng, size) + mask * colour
+    image += rng.integers(-12, 13, (size, size, 1), np.int8)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def _mask(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
-    """Stripes or checks over the whole picture, with soft edges: float32 [size, size]."""
+    """Stripes or checks over the whole image, with soft edges: float32 [size, size]."""
     period = size * rng.uniform(0.1, 0.16)
     waves = np.sin(2 * np.pi * (np.arange(size)[:, None] / period + rng.random(2)))
     down, across = waves[:, :1], waves[:, 1:].T

@@ -13,12 +13,12 @@ from alexnet_jax.data.sources.files import (
     Files,
     class_folders,
     existing_folder,
-    picture_names,
+    image_names,
     subfolders,
 )
 from alexnet_jax.data.sources.source import Example, Source, Split
-from alexnet_jax.errors import UserError
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import progress_bar
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _WNID = re.compile(r"n\d{8}")
@@ -26,7 +26,7 @@ _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 class _Member(NamedTuple):
-    """One picture in a tar."""
+    """One image in a tar."""
 
     name: str
     start: int
@@ -35,7 +35,7 @@ class _Member(NamedTuple):
 
 
 class Tar:
-    """Pictures in a tar, read at their place in it."""
+    """Images in a tar, read at their place in it."""
 
     def __init__(self, path: Path, members: Sequence[_Member]):
         self._path = path
@@ -100,7 +100,7 @@ def _wnid_folders(root: Path, wnids: Sequence[str]) -> Files:
 def _validation_folder(root: Path, wnids: Sequence[str]) -> Files:
     if subfolders(root):
         return _wnid_folders(root, wnids)
-    names = picture_names(root)
+    names = image_names(root)
     labels = _validation_labels(names, root, {wnid: label for label, wnid in enumerate(wnids)})
     return Files(root, names, np.array(labels, np.int32))
 
@@ -141,8 +141,8 @@ def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
                 raise UserError(f"{path}/{inner.name} is none of ILSVRC-2012's 1000 classes")
             file.seek(inner.offset_data)
             members += [
-                _Member(f"{wnid}/{picture.name}", picture.offset_data, picture.size, labels[wnid])
-                for picture in sorted(_tar_files(path, file), key=lambda member: member.name)
+                _Member(f"{wnid}/{image.name}", image.offset_data, image.size, labels[wnid])
+                for image in sorted(_tar_files(path, file), key=lambda member: member.name)
             ]
             bar.update()
     return members

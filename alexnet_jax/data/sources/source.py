@@ -1,4 +1,4 @@
-"""What every source is: classes, and splits whose pictures are read when asked for."""
+"""What every source is: classes, and splits whose images are read when asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ SPLITS = {
 
 
 class Example(NamedTuple):
-    """A picture, as a file's bytes or as uint8 [height, width, 3] in RGB, and its label."""
+    """A image, as a file's bytes or as uint8 [height, width, 3] in RGB, and its label."""
 
-    picture: bytes | np.ndarray
+    image: bytes | np.ndarray
     label: int
 
 
 class Split(Protocol):
-    """Pictures in a fixed order, read when asked for, by any number of threads at once."""
+    """Images in a fixed order, read when asked for, by any number of threads at once."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where picture `index` is, in words that find it again."""
+        """Where image `index` is, in words that find it again."""
         ...
 
     def read(self, index: int) -> Example: ...

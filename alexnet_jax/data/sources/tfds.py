@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet_jax.data.sources.source import SPLITS, Example, Source, Split
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Tfds:
-    """One split of a TFDS set; pictures come as the files that TFDS stored."""
+    """One split of a TFDS set; images come as the files that TFDS stored."""
 
     where: str
     data: Any  # a random access data source
-    picture_key: str
+    image_key: str
     label_key: str
 
     def __len__(self) -> int:
@@ -26,7 +26,7 @@ class Tfds:
 
     def read(self, index: int) -> Example:
         example = self.data[index]
-        return Example(example[self.picture_key], int(example[self.label_key]))
+        return Example(example[self.image_key], int(example[self.label_key]))
 
 
 def open_tfds(spec: str) -> Source:
@@ -38,10 +38,10 @@ def open_tfds(spec: str) -> Source:
     with _tfds_errors(where):
         builder = tfds.builder(name, data_dir=data_dir)
     features = builder.info.features
-    picture, label = (builder.info.supervised_keys or ("image", "label"))[:2]
-    kinds = {picture: tfds.features.Image, label: tfds.features.ClassLabel}
+    image, label = (builder.info.supervised_keys or ("image", "label"))[:2]
+    kinds = {image: tfds.features.Image, label: tfds.features.ClassLabel}
     if not all(key in features and isinstance(features[key], kinds[key]) for key in kinds):
-        raise UserError(f"{where} is not a set of pictures with one label each")
+        raise UserError(f"{where} is not a set of images with one label each")
     with _tfds_errors(where):
         if not builder.is_prepared():
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -56,8 +56,8 @@ def open_tfds(spec: str) -> Source:
     for theirs, ours in SPLITS.items():
         if theirs not in builder.info.splits:
             continue
-        data = builder.as_data_source(theirs, decoders={picture: tfds.decode.SkipDecoding()})
-        split = Tfds(f"{builder.info.full_name}/{theirs}", data, picture, label)
+        data = builder.as_data_source(theirs, decoders={image: tfds.decode.SkipDecoding()})
+        split = Tfds(f"{builder.info.full_name}/{theirs}", data, image, label)
         if len(split) and split.read(0).label >= 0:  # -1: the labels were never published
             splits[ours] = split
     return Source(tuple(builder.info.features[label].names), splits)

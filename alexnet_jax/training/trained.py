@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from alexnet_jax import config, workdir
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import UserError
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.state import restore_state
+from alexnet_jax import config
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.state import restore_state
 
 Step = Literal["newest", "best"] | int
 """Which checkpoint: the newest intact one, the one with the lowest error, or that of a step."""

@@ -7,23 +7,19 @@ are written once, for whatever number of towers lies here.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import processes
-from alexnet_jax.errors import UserError
-
-DATA, TOWER = "data", "tower"
+from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.errors import UserError
 
 
 def make_mesh(devices: int, towers: int) -> Mesh:
@@ -38,13 +34,13 @@ def make_mesh(devices: int, towers: int) -> Mesh:
         are several processes, and the devices are not all that they have.
     """
     found = jax.devices()
-    if processes.count() > 1:
+    if distributed.process_count() > 1:
         if devices != len(found):
             raise UserError(
-                f"config.devices={devices}, but the {processes.count()} processes have "
+                f"config.devices={devices}, but the {distributed.process_count()} processes have "
                 f"{len(found)} devices; run with --config.devices={len(found)}"
             )
-        found = by_machine(found, processes.hosts())
+        found = by_machine(found, distributed.hosts())
     if devices > len(found):
         raise UserError(
             f"config.devices={devices}, but this machine has {len(found)} {found[0].platform} "
@@ -70,33 +66,10 @@ def by_machine(devices: Sequence[jax.Device], hosts: Sequence[int]) -> list[jax.
     return sorted(devices, key=lambda d: (hosts[d.process_index], d.process_index, d.id))
 
 
-# --- where the towers meet; called from inside the network ------------------------------------
-
-
-def towers_apart() -> bool:
-    """Whether the towers lie on different devices; False outside ``shard_map``."""
-    return TOWER in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(TOWER) > 1
-
-
-def first_tower() -> jax.Array | int:
-    """Number of the first tower on this device: 0 for A, 1 for B."""
-    return lax.axis_index(TOWER) if towers_apart() else 0
-
-
-def join(x: jax.Array) -> jax.Array:
-    """Both towers, A first: [..., n] -> [..., 2n]; as it is where both are on this device."""
-    return lax.all_gather(x, TOWER, axis=x.ndim - 1, tiled=True) if towers_apart() else x
-
-
-def sum_towers(x: jax.Array) -> jax.Array:
-    """The sum of the towers' partial results; as it is where both are on this device."""
-    return lax.psum(x, TOWER) if towers_apart() else x
-
-
 # --- a network as pure functions over parameters that lie on a grid ----------------------------
 
 
-class Placed:
+class ShardedModel:
     """A network whose parameters lie on a mesh: a tree of arrays, and functions of it.
 
     Attributes:
@@ -199,26 +172,7 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def check_peers(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> None:
-    """Raises UserError if a process with the same rows of a batch of `rows` has read others.
-
-    Two that hold a tower each must see the same pictures, and nothing else would tell.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(batch):
-        digest.update(batch[name].tobytes())
-    held = processes.exchange(json.dumps([local_rows(mesh, rows), digest.hexdigest()]))
-    read: dict[str, tuple[int, str]] = {}
-    for number, (own, found) in enumerate(map(json.loads, held)):
-        first, expected = read.setdefault(str(own), (number, found))
-        if found != expected:
-            raise UserError(
-                f"processes {first} and {number} hold the same rows of the batch, but read other "
-                f"pictures; prepare the records once, and give all processes copies of them"
-            )
-
-
-def place_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
     """Arrays over the grid, split over 'data', of this process' rows of a batch of `rows`."""
     sharding = NamedSharding(mesh, P(DATA))
     return {

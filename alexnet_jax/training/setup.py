@@ -9,13 +9,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import config, processes
+from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.records import Records, Split, open_records
-from alexnet_jax.errors import UserError
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
-from alexnet_jax.model.mesh import Placed, check_batch, make_mesh
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import ShardedModel, check_batch, make_mesh
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Setup:
 
     Attributes:
       config: the run's.
-      records: the prepared pictures; `train` and `validation` are its splits to learn and to score.
+      records: the prepared images; `train` and `validation` are its splits to learn and to score.
       network: the network, laid over the config's devices.
-      pixels: what turns pictures into the network's input, on every device: 'mean' float32
+      normalization: what turns images into the network's input, on every device: 'mean' float32
         [size, size, 3] and 'components' float32 [3, 3].
     """
 
@@ -34,11 +35,11 @@ class Setup:
     records: Records
     train: Split
     validation: Split
-    network: Placed
-    pixels: dict[str, jax.Array]
+    network: ShardedModel
+    normalization: dict[str, jax.Array]
 
 
-def make_network(c: config.Config) -> Placed:
+def make_network(c: config.Config) -> ShardedModel:
     """The config's network over the config's devices; nothing is computed yet.
 
     Raises:
@@ -47,7 +48,7 @@ def make_network(c: config.Config) -> Placed:
     mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
-    return Placed(lambda rngs: _build(c, rngs), mesh)
+    return ShardedModel(lambda rngs: _build(c, rngs), mesh)
 
 
 def _build(c: config.Config, rngs: nnx.Rngs) -> AlexNet | CifarNet:
@@ -66,17 +67,17 @@ def make_setup(c: config.Config) -> Setup:
     network = make_network(c)
     records = open_records(c.data.records)
     _check_records(records, c)
-    processes.require_same("the records", records.manifest.hash)
+    distributed.require_same("the records", records.manifest.hash)
     train, validation = (_split(records, name, c) for name in ("train", c.data.validation))
     statistics = records.statistics
-    pixels = {
+    normalization = {
         "mean": statistics.mean,
         "components": augment.lighting_components(statistics, c.data.lighting),
     }
-    return Setup(c, records, train, validation, network, replicate(network, pixels))
+    return Setup(c, records, train, validation, network, replicate(network, normalization))
 
 
-def replicate(network: Placed, tree: Any) -> Any:
+def replicate(network: ShardedModel, tree: Any) -> Any:
     """`tree`'s arrays and numbers on every device of the network's grid; the same for each."""
     everywhere = network.shardings(P())
 
@@ -106,5 +107,5 @@ def _check_records(records: Records, c: config.Config) -> None:
 def _split(records: Records, name: str, c: config.Config) -> Split:
     split, where = records.split(name), f"split {name!r} of the records in {c.data.records}"
     if len(split) == 0:
-        raise UserError(f"{where} has no pictures")
+        raise UserError(f"{where} has no images")
     return split

@@ -1,4 +1,4 @@
-"""How fast pictures come, and whether training waits for them or for its checkpoints."""
+"""How fast images come, and whether training waits for them or for its checkpoints."""
 
 import dataclasses
 import time
@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import simplejpeg
 
-from alexnet_jax import workdir
 from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, case, with_records
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import place_batch
-from alexnet_jax.setup import make_setup
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.sharding import put_batch
+from alexnet_jax.training.setup import make_setup
 
 SECONDS = 1.0  # of each repetition
 
@@ -55,7 +55,7 @@ def _input_row(c: Config, repeats: int) -> Row:
         with closing(batches_of(setup)) as batches:
 
             def batch(batches: Any = batches) -> int:
-                jax.block_until_ready(place_batch(setup.network.mesh, next(batches), c.batch))
+                jax.block_until_ready(put_batch(setup.network.mesh, next(batches), c.batch))
                 return c.batch
 
             _rates(batch, SECONDS / 2)  # until as much is read as is taken
@@ -83,11 +83,11 @@ def _median(rates: list[tuple[float, float]], which: int) -> float:
 
 
 def _jpegs(split: Split) -> list[bytes]:
-    """Some pictures, encoded as the records have them."""
-    picture, found = np.empty((split.size, split.size, 3), np.uint8), []
+    """Some images, encoded as the records have them."""
+    image, found = np.empty((split.size, split.size, 3), np.uint8), []
     for index in range(min(64, len(split))):
-        split.read(index, picture)
-        found.append(simplejpeg.encode_jpeg(picture, 95, "RGB", colorsubsampling="444"))
+        split.read(index, image)
+        found.append(simplejpeg.encode_jpeg(image, 95, "RGB", colorsubsampling="444"))
     return found
 
 
@@ -112,7 +112,7 @@ def _real(step: Step, batches: Any) -> Work:
     mesh, batch = step.setup.network.mesh, step.setup.config.batch
 
     def run(count: int) -> None:
-        in_turn(lambda: step.on(place_batch(mesh, next(batches), batch)), count)
+        in_turn(lambda: step.on(put_batch(mesh, next(batches), batch)), count)
         jax.block_until_ready(step.state)
 
     return run

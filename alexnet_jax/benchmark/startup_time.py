@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from alexnet_jax import config, host
+from alexnet_jax import config
 from alexnet_jax.benchmark.bench import Bench, Row, Step, case
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import host
+from alexnet_jax.runtime.errors import UserError
 
 _CODE = "import sys; from alexnet_jax.benchmark.compiled import start; start(sys.argv[1])"
 
@@ -27,7 +28,7 @@ def measure(bench: Bench) -> list[Row]:
 def start(values: str) -> None:
     """One step of the config in `values`, JSON; what a process of its own does."""
     c = config.parse(json.loads(values))
-    host.set_up(c.devices)
+    host.configure_jax(c.devices)
     Step(c).run(1)
 
 

@@ -8,23 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config, optim
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import DATA, TOWER, Placed, fetch
+from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import ShardedModel, fetch
 
 
-class LayerHealth:
+class LayerDiagnostics:
     """The size of each layer's weights and updates, and its share of dead units.
 
-    A unit (a feature map, or a neuron) is dead if it gave nothing above 0 for any picture of a
+    A unit (a feature map, or a neuron) is dead if it gave nothing above 0 for any image of a
     batch, at any place; the share is left out where the activation is not the ReLU.
     """
 
-    def __init__(self, network: Placed, c: config.Config) -> None:
+    def __init__(self, network: ShardedModel, c: config.Config) -> None:
         hidden = c.model.names[:-1]
         self._counts_dead = c.model.activation == "relu"
 
         def highest(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-            """The highest output of each unit for each picture: {'conv1': [b, maps here], ...}."""
+            """The highest output of each unit for each image: {'conv1': [b, maps here], ...}."""
             outputs = network.bind(params).outputs(images)
             return {
                 layer: outputs[layer].max(range(1, outputs[layer].ndim - 1)) for layer in hidden
@@ -99,7 +100,7 @@ class StuckLoss:
         return (
             f"step {step}: for {self._patience} steps the loss has stood at {self._entropy:.3f}, "
             f"the entropy of the training labels: the network knows their frequencies and nothing "
-            f"of the pictures. Try larger initial weights (--config.model.std.conv3=0.03, conv4 "
+            f"of the images. Try larger initial weights (--config.model.std.conv3=0.03, conv4 "
             f"and conv5 likewise) or configs/alexnet_2012.py."
         )
 

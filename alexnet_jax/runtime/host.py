@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from alexnet_jax import processes
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.errors import UserError
 
 GPU_FLAGS = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",  # exchanges go on beside the computation
@@ -21,7 +21,7 @@ GPU_FLAGS = {
 """What XLA is told where there are NVIDIA GPUs; what the user's XLA_FLAGS say goes before it."""
 
 
-def set_up(devices: int, *, deterministic: bool = False) -> None:
+def configure_jax(devices: int, *, deterministic: bool = False) -> None:
     """For a command that computes on `devices` devices; call it before JAX has done anything.
 
     A CPU counts as as many devices as are asked for, or as its process' share of them; other
@@ -34,10 +34,11 @@ def set_up(devices: int, *, deterministic: bool = False) -> None:
     Raises:
       UserError: several processes cannot share the devices equally.
     """
-    if devices % processes.count():
+    processes = distributed.process_count()
+    if devices % processes:
         raise UserError(
-            f"config.devices={devices} cannot be shared by {processes.count()} processes; "
-            f"give a multiple of {processes.count()}"
+            f"config.devices={devices} cannot be shared by {processes} processes; "
+            f"give a multiple of {processes}"
         )
     if _may_have_gpus():
         _add_gpu_flags()
@@ -47,7 +48,7 @@ def set_up(devices: int, *, deterministic: bool = False) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # It would say at every start that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    jax.config.update("jax_num_cpu_devices", devices // processes.count())
+    jax.config.update("jax_num_cpu_devices", devices // processes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "alexnet_jax"))
@@ -77,7 +78,7 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:
         "kind": devices[0].device_kind,
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
-        "processes": processes.count(),
+        "processes": distributed.process_count(),
         "jax": jax.__version__,
     }
 

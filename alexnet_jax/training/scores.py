@@ -13,18 +13,19 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import eval_batches, eval_steps
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import DATA, check_batch, fetch, local_rows, place_batch
-from alexnet_jax.setup import Setup
-from alexnet_jax.terminal import progress_bar
+from alexnet_jax.model.towers import DATA
+from alexnet_jax.runtime.sharding import check_batch, fetch, local_rows, put_batch
+from alexnet_jax.runtime.terminal import progress_bar
+from alexnet_jax.training.setup import Setup
 
 
 class Scores(NamedTuple):
-    """Of a split. Errors are shares of all its pictures, in [0, 1]; loss is the mean, in nats."""
+    """Of a split. Errors are shares of all its images, in [0, 1]; loss is the mean, in nats."""
 
     loss: float
     top1_error: float
     top5_error: float
-    pictures: int
+    images: int
 
     def named(self, prefix: str) -> dict[str, float]:
         """As metrics: 'val/top1_error' and so on."""
@@ -35,7 +36,7 @@ class Scores(NamedTuple):
         """For people."""
         return (
             f"top-1 error {self.top1_error:.2%}, top-5 error {self.top5_error:.2%}, "
-            f"loss {self.loss:.4f} ({self.pictures} pictures)"
+            f"loss {self.loss:.4f} ({self.images} images)"
         )
 
 
@@ -62,29 +63,29 @@ class Evaluator:
     def score(
         self, params: Any, split: Split, *, ten_views: bool, what: str, check: Check = _no_check
     ) -> Scores:
-        """Scores every picture of `split` once; the progress bar is called `what`.
+        """Scores every image of `split` once; the progress bar is called `what`.
 
         `check` is called before each batch, and ends it by raising something.
         """
         found = self._look(params, split, ten_views, what, keys=("loss", "rank"), check=check)
         return mean_scores(found["loss"], found["rank"])
 
-    def log_chances(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
-        """The logarithms of every class' probability for every picture: float32 [n, classes]."""
-        return self._look(params, split, ten_views, what, keys=("log_chances",))["log_chances"]
+    def log_probs(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
+        """The logarithms of every class' probability for every image: float32 [n, classes]."""
+        return self._look(params, split, ten_views, what, keys=("log_probs",))["log_probs"]
 
-    def log_chances_of(self, params: Any, images: np.ndarray, *, ten_views: bool) -> np.ndarray:
-        """As `log_chances`, of pictures that are in no split: uint8 [n, size, size, 3].
+    def log_probs_of(self, params: Any, images: np.ndarray, *, ten_views: bool) -> np.ndarray:
+        """As `log_probs`, of images that are in no split: uint8 [n, size, size, 3].
 
         Raises:
-          UserError: the devices cannot share so many pictures equally.
+          UserError: the devices cannot share so many images equally.
         """
         mesh = self.setup.network.mesh
-        check_batch(mesh, len(images), "the number of pictures")
+        check_batch(mesh, len(images), "the number of images")
         look = self._ten if ten_views else self._one
         batch = {"image": images, "label": np.zeros(len(images), np.int32)}
-        placed = place_batch(mesh, batch, len(images))
-        return fetch(look(params, self.setup.pixels, placed)["log_chances"])
+        placed = put_batch(mesh, batch, len(images))
+        return fetch(look(params, self.setup.normalization, placed)["log_probs"])
 
     def _look(
         self,
@@ -96,36 +97,36 @@ class Evaluator:
         keys: Sequence[str],
         check: Check = _no_check,
     ) -> dict[str, np.ndarray]:
-        """What `_compiled` finds for every picture of `split`, in order; `keys` of it."""
+        """What `_compiled` finds for every image of `split`, in order; `keys` of it."""
         look = self._ten if ten_views else self._one
         found: list[dict[str, np.ndarray]] = []
-        with closing(placed_batches(self.setup, split, what)) as batches:
-            for batch, pictures in batches:
+        with closing(device_batches(self.setup, split, what)) as batches:
+            for batch, images in batches:
                 check()
-                outcome = look(params, self.setup.pixels, batch)
+                outcome = look(params, self.setup.normalization, batch)
                 fetched = fetch({key: outcome[key] for key in keys})
-                found.append({key: values[:pictures] for key, values in fetched.items()})
+                found.append({key: values[:images] for key, values in fetched.items()})
         return {key: np.concatenate([part[key] for part in found]) for key in keys}
 
     def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
-        """(params, pixels, batch) -> each picture's loss, its label's rank and all log_chances."""
+        """(params, normalization, batch) -> the loss, label rank and log_probs of each image."""
 
         def look(
-            params: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]
+            params: Any, normalization: dict[str, jax.Array], batch: dict[str, jax.Array]
         ) -> dict[str, jax.Array]:
             network = self.setup.network.bind(params)
-            chances = log_probabilities(network, pixels["mean"], batch["image"])
-            own = jnp.take_along_axis(chances, batch["label"][:, None], axis=-1)[:, 0]
-            ranks = label_ranks(chances, batch["label"])
-            return {"loss": -own, "rank": ranks, "log_chances": chances}
+            probs = log_probabilities(network, normalization["mean"], batch["image"])
+            own = jnp.take_along_axis(probs, batch["label"][:, None], axis=-1)[:, 0]
+            ranks = label_ranks(probs, batch["label"])
+            return {"loss": -own, "rank": ranks, "log_probs": probs}
 
         network = self.setup.network
         rows = network.spec(DATA)
         return network.jit(network.shard_map(look, (network.specs, P(), rows), rows))
 
     def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
-        pictures = augment.view(images, mean, self.setup.config.data, number)
-        return jax.nn.log_softmax(network(pictures))
+        images = augment.view(images, mean, self.setup.config.data, number)
+        return jax.nn.log_softmax(network(images))
 
     def _centre(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
         return self._view(network, mean, images, augment.CENTRE)
@@ -140,14 +141,14 @@ class Evaluator:
         return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
 
 
-def placed_batches(
+def device_batches(
     setup: Setup, split: Split, what: str
 ) -> Generator[tuple[dict[str, jax.Array], int]]:
-    """Every picture of `split` in order, once, under a progress bar called `what`.
+    """Every image of `split` in order, once, under a progress bar called `what`.
 
     Yields:
       A batch of `config.evaluate.batch` on the setup's devices: 'image' uint8 [b, size, size, 3],
-      'label' int32 [b]; and how many of its rows are pictures: the last batch is filled up.
+      'label' int32 [b]; and how many of its rows are images: the last batch is filled up.
     """
     c, mesh = setup.config, setup.network.mesh
     batch = c.evaluate.batch
@@ -156,7 +157,7 @@ def placed_batches(
     total = eval_steps(len(split), batch)
     with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
         for number, one in enumerate(batches):
-            yield place_batch(mesh, one, batch), min(batch, len(split) - number * batch)
+            yield put_batch(mesh, one, batch), min(batch, len(split) - number * batch)
             bar.update()
 
 
@@ -176,29 +177,29 @@ def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass
-class Tally:
-    """Sums over pictures, from which come their `Scores`; exact in a JSON file and back."""
+class RunningScores:
+    """Sums over images, from which come their `Scores`; exact in a JSON file and back."""
 
     loss: float = 0.0
     wrong1: int = 0
     wrong5: int = 0
-    pictures: int = 0
+    images: int = 0
 
     def add(self, losses: np.ndarray, ranks: np.ndarray) -> None:
-        """Adds pictures by their losses, float [n], and their labels' ranks, int [n]."""
+        """Adds images by their losses, float [n], and their labels' ranks, int [n]."""
         self.loss += float(np.sum(losses, dtype=np.float64))
         self.wrong1 += int(np.sum(ranks >= 1))
         self.wrong5 += int(np.sum(ranks >= 5))
-        self.pictures += len(ranks)
+        self.images += len(ranks)
 
     def scores(self) -> Scores:
         """The means of what was added."""
-        n = self.pictures
+        n = self.images
         return Scores(self.loss / n, self.wrong1 / n, self.wrong5 / n, n)
 
 
 def mean_scores(losses: np.ndarray, ranks: np.ndarray) -> Scores:
-    """The means over pictures of their losses, float [n], and labels' ranks, int [n]."""
-    tally = Tally()
-    tally.add(losses, ranks)
-    return tally.scores()
+    """The means over images of their losses, float [n], and labels' ranks, int [n]."""
+    running = RunningScores()
+    running.add(losses, ranks)
+    return running.scores()

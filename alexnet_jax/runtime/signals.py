@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Self
 
-from alexnet_jax import processes
+from alexnet_jax.runtime import distributed
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 INTERRUPTED = 130  # what shells give for Ctrl-C
@@ -34,7 +34,11 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there signals arrive
-            ours = (signal.SIGINT,) if processes.count() > 1 else (signal.SIGINT, signal.SIGTERM)
+            ours = (
+                (signal.SIGINT,)
+                if distributed.process_count() > 1
+                else (signal.SIGINT, signal.SIGTERM)
+            )
             self._before = {one: signal.signal(one, self._notice) for one in ours}
         return self
 
@@ -44,9 +48,9 @@ class Stop:
 
     def asked(self) -> bool:
         """Whether a signal came; several processes must all ask alike, and get one answer."""
-        if processes.count() == 1:
+        if distributed.process_count() == 1:
             return self._signal is not None
-        self._agreed = self._agreed or processes.asked_to_stop()
+        self._agreed = self._agreed or distributed.asked_to_stop()
         return self._agreed
 
     def check(self) -> None:
@@ -63,5 +67,5 @@ class Stop:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number
-        if processes.count() > 1:
+        if distributed.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # so that JAX tells the others

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Self
 import jax
 import orbax.checkpoint as ocp
 
-from alexnet_jax import processes
-from alexnet_jax.errors import UserError
-from alexnet_jax.seal import fingerprints, seal
-from alexnet_jax.terminal import say
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.checksum import array_checksums, seal
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.terminal import say
 
 ERROR = "val/top1_error"  # by which the best checkpoint is chosen
 CHANGED = "its contents are not what was saved"
@@ -59,7 +59,7 @@ class Checkpoints:
             read_only=read_only,
         )
         # Orbax would not open the folder.
-        bad = processes.of_first(lambda: _with_bad_scores(self.folder, read_only))
+        bad = distributed.on_main_process(lambda: _with_bad_scores(self.folder, read_only))
         _put_aside(self.folder, bad)
         self._manager = _Manager(self.folder, options=options, item_handlers=_handlers())
         self._reader = _Reader(self.folder)
@@ -90,7 +90,7 @@ class Checkpoints:
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
         """
-        sealed = {"meta": meta, "data": data.get_state(), "state": fingerprints(state)}
+        sealed = {"meta": meta, "data": data.get_state(), "state": array_checksums(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             meta=ocp.args.JsonSave(sealed | {"seal": seal(sealed)}),
@@ -176,7 +176,7 @@ class Checkpoints:
         except Exception as error:  # it raises whatever its file formats raise
             raise UserError(
                 f"a checkpoint cannot be written in {self.folder}: {_reason(error)}; those before "
-                f"it are kept; mend this, and the same command goes on from the newest"
+                f"it are kept; fix this, and the same command goes on from the newest"
             ) from error
 
     def __enter__(self) -> Self:
@@ -200,8 +200,8 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
             problem = _reason(error)
-        problems = [one for one in processes.exchange(problem) if one]
-        if not problems and fingerprints(found) != values["state"]:
+        problems = [one for one in distributed.gather_text(problem) if one]
+        if not problems and array_checksums(found) != values["state"]:
             problems = [CHANGED]
         if problems:
             say(f"checkpoint {step} in {self.folder} is damaged: {problems[0]}")
@@ -234,7 +234,7 @@ class _Reader:
     """
 
     def __init__(self, folder: Path) -> None:
-        here = processes.number()
+        here = distributed.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
         )
@@ -313,7 +313,7 @@ def _put_aside(folder: Path, steps: list[int]) -> None:
             os.replace(folder / f"{step:08d}", aside)
             say(f"checkpoint {step} is put aside as {aside}")
 
-    processes.of_first(rename)
+    distributed.on_main_process(rename)
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """A run of AlexNet trained by PyTorch, to set beside ours: the same records, draws and recipe.
 
-    python -m tests.peers.torch_run --config=configs/alexnet_2012.py --workdir=runs/torch [...]
+    python -m tests.reference.torch_run --config=configs/alexnet_2012.py --workdir=runs/torch [...]
 
-Pictures, their order, crops, mirror images and lighting are ours, bit for bit; the network,
+Images, their order, crops, mirror images and lighting are ours, bit for bit; the network,
 gradients, dropout and update are PyTorch's, on the CPU or one GPU. The workdir has the same
 `config.json` and `metrics.jsonl` as ours, so `figures curves` and `report` read both; it has no
 checkpoints and cannot be gone on with. The initial weights are ours, of the config's seed.
@@ -19,20 +19,21 @@ import torch
 import torch.nn.functional as F
 from absl import flags
 
-from alexnet_jax import command, config, host, optim, workdir
+from alexnet_jax import config, optim
 from alexnet_jax.data import augment, cores
 from alexnet_jax.data.pipeline import eval_batches, train_batches
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import MetricsLog
-from alexnet_jax.scores import Scores, mean_scores
-from alexnet_jax.setup import Setup, make_setup
-from alexnet_jax.step import training_input
-from alexnet_jax.terminal import progress_bar, say
-from tests.peers.torch_alexnet import TorchAlexNet
+from alexnet_jax.runtime import cli, host, workdir
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import MetricsLog
+from alexnet_jax.runtime.terminal import progress_bar, say
+from alexnet_jax.training.scores import Scores, mean_scores
+from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.step import training_input
+from tests.reference.torch_alexnet import TorchAlexNet
 
 
 class TorchRun:
-    """The network, its velocity, and our pictures for both."""
+    """The network, its velocity, and our images for both."""
 
     def __init__(self, setup: Setup) -> None:
         self.c, self.setup = setup.config, setup
@@ -44,10 +45,10 @@ class TorchRun:
         self.prepare = jax.jit(lambda *given: training_input(setup, *given))
         self.views = jax.jit(lambda images, mean, n: augment.view(images, mean, self.c.data, n))
 
-    def step(self, batch: dict[str, np.ndarray], setting: optim.Setting) -> tuple:
-        """Each picture's loss, float [b], and its label's rank, int [b]."""
-        control = {"lighting": float(setting.lighting)}
-        x = self.load(self.prepare(self.setup.pixels, batch, control))
+    def step(self, batch: dict[str, np.ndarray], setting: optim.Hyperparams) -> tuple:
+        """Each image's loss, float [b], and its label's rank, int [b]."""
+        hyperparams = {"lighting": float(setting.lighting)}
+        x = self.load(self.prepare(self.setup.normalization, batch, hyperparams))
         labels = torch.tensor(batch["label"], dtype=torch.long, device=self.device)
         self.net.zero_grad()
         logits = self.net(x, self.masks(len(x)))
@@ -56,14 +57,14 @@ class TorchRun:
         self.update(setting)
         return losses.detach().cpu().numpy(), ranks(logits.detach(), labels)
 
-    def masks(self, pictures: int) -> tuple:
+    def masks(self, images: int) -> tuple:
         """Of dropout, for fc6 and fc7: not our draws."""
         neurons = (len(self.net.biases[layer]) for layer in ("fc6", "fc7"))
-        drawn = (torch.rand(pictures, n, device=self.device) for n in neurons)
+        drawn = (torch.rand(images, n, device=self.device) for n in neurons)
         return tuple((one >= self.c.model.dropout).float() for one in drawn)
 
     @torch.no_grad()
-    def update(self, setting: optim.Setting) -> None:
+    def update(self, setting: optim.Hyperparams) -> None:
         """Paper §5, by hand: torch.optim.SGD has the rate outside of the velocity."""
         o, rates = self.c.optim, setting.rates(self.c.optim, self.setup.network.shapes)
         for name, p in self.net.named_parameters():
@@ -85,20 +86,20 @@ class TorchRun:
             for number, one in enumerate(batches):
                 count = min(batch, len(split) - number * batch)  # the last one is filled up
                 labels = torch.tensor(one["label"], dtype=torch.long, device=self.device)[:count]
-                chances = sum(self.chances(one["image"], n) for n in numbers)[:count] / len(numbers)
-                losses.append(F.nll_loss(chances.log(), labels, reduction="none").cpu().numpy())
-                found.append(ranks(chances, labels))
+                probs = sum(self.probs(one["image"], n) for n in numbers)[:count] / len(numbers)
+                losses.append(F.nll_loss(probs.log(), labels, reduction="none").cpu().numpy())
+                found.append(ranks(probs, labels))
         return mean_scores(np.concatenate(losses), np.concatenate(found))
 
     @torch.no_grad()
-    def chances(self, images: np.ndarray, view: int) -> torch.Tensor:
+    def probs(self, images: np.ndarray, view: int) -> torch.Tensor:
         """Probabilities [b, classes] by one view."""
-        x = self.load(self.views(images, self.setup.pixels["mean"], view))
+        x = self.load(self.views(images, self.setup.normalization["mean"], view))
         return self.net(x).softmax(1)
 
-    def load(self, pictures: jax.Array) -> torch.Tensor:
+    def load(self, images: jax.Array) -> torch.Tensor:
         """[b, h, w, 3] as PyTorch's [b, 3, h, w]."""
-        array = torch.tensor(np.asarray(pictures), device=self.device)
+        array = torch.tensor(np.asarray(images), device=self.device)
         return array.permute(0, 3, 1, 2).contiguous()
 
 
@@ -122,16 +123,16 @@ def run(c: config.Config, folder: Path) -> None:
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     machine = host.describe(jax.devices()[:1]) | {"kind": kind, "torch": torch.__version__}
     workdir.record_start(folder, 0, setup.records.manifest.hash, machine)
-    theirs, pictures = TorchRun(setup), len(setup.train)
+    theirs, images = TorchRun(setup), len(setup.train)
     policy = optim.make_policy(c.policy)
-    total = -(-c.epochs * pictures // c.batch)
+    total = -(-c.epochs * images // c.batch)
     outcomes: list[tuple] = []
     with closing(MetricsLog(folder, 0)) as log, progress_bar(total, "PyTorch", "steps") as bar:
         for step, batch in enumerate(_batches(setup, total), 1):
-            outcomes.append(theirs.step(batch, policy.setting((step - 1) * c.batch / pictures)))
+            outcomes.append(theirs.step(batch, policy.hyperparams((step - 1) * c.batch / images)))
             bar.update()
-            epochs, values = step * c.batch / pictures, dict[str, float]()
-            ended = int(epochs) > int((step - 1) * c.batch / pictures) or step == total
+            epochs, values = step * c.batch / images, dict[str, float]()
+            ended = int(epochs) > int((step - 1) * c.batch / images) or step == total
             if ended or step % c.log.every == 0:
                 parts = (np.concatenate(part) for part in zip(*outcomes, strict=True))
                 values |= mean_scores(*parts).named("train")
@@ -162,13 +163,13 @@ def main(arguments: Sequence[str]) -> None:
     given = flags.FLAGS
     if arguments or given.workdir is None:
         raise UserError("give --config=FILE and --workdir=DIR")
-    c = replace(command.given_config(), devices=1)
+    c = replace(cli.given_config(), devices=1)
     name = f"{c.experiment.name}_pytorch"
     c = replace(c, experiment=replace(c.experiment, name=name, against=c.experiment.name))
-    host.set_up(1)
+    host.configure_jax(1)
     run(c, Path(given.workdir))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    command.run(main, "stopped")
+    cli.run(main, "stopped")

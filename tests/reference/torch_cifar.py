@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from tests.peers.torch_net import TorchNet
+from tests.reference.torch_net import TorchNet
 
 
 class TorchCifar(TorchNet):
-    """For pictures [b, 3, h, w]."""
+    """For images [b, 3, h, w]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [b, classes]."""

@@ -26,8 +26,8 @@ import jax
 # lets them exchange text.
 from jax._src.distributed import global_state as _jax_state
 
-from alexnet_jax import terminal
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime import terminal
+from alexnet_jax.runtime.errors import UserError
 
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 START = 600  # seconds within which all must have come: machines may start one after the other
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     process_id: int | None = None
 
 
-def join() -> None:
+def initialize() -> None:
     """Connects this process with the others of its run, if there are any.
 
     To be called before JAX has looked for devices. From then on only the first process speaks, and
@@ -82,7 +82,7 @@ def join() -> None:
         raise UserError(
             f"the processes of this run could not be connected: {reason}; see launch/README.md"
         ) from error
-    if number():
+    if process_index():
         terminal.be_silent()
     sys.excepthook = _end_with_traceback
     threading.Thread(target=_watch, daemon=True, name="the other processes").start()
@@ -142,12 +142,12 @@ def _own_address(coordinator: str | None) -> str | None:
 # --- what they know of each other ---------------------------------------------------------------
 
 
-def count() -> int:
+def process_count() -> int:
     """How many there are."""
     return _jax_state.num_processes or 1
 
 
-def number() -> int:
+def process_index() -> int:
     """Which this one is, from 0 on."""
     return _jax_state.process_id or 0
 
@@ -157,40 +157,42 @@ def _client() -> Any:
     return _jax_state.client
 
 
-def name() -> str:
+def process_name() -> str:
     """This one, for people: 'process 1 on node-b'."""
-    return f"process {number()} on {socket.gethostname()}"
+    return f"process {process_index()} on {socket.gethostname()}"
 
 
 @functools.cache
 def hosts() -> tuple[int, ...]:
     """For each process, the first process on its machine."""
-    names = exchange(socket.gethostname())
+    names = gather_text(socket.gethostname())
     return tuple(names.index(one) for one in names)
 
 
-def exchange(text: str) -> list[str]:
+def gather_text(text: str) -> list[str]:
     """What each process gave, in the order of their numbers; all must call it alike."""
-    if count() == 1:
+    if process_count() == 1:
         return [text]
     client, at = _client(), f"alexnet_jax/exchange/{next(_exchanges)}"
-    client.key_value_set(f"{at}/{number()}", text)
-    return [client.blocking_key_value_get(f"{at}/{one}", _FOREVER) for one in range(count())]
+    client.key_value_set(f"{at}/{process_index()}", text)
+    return [
+        client.blocking_key_value_get(f"{at}/{one}", _FOREVER) for one in range(process_count())
+    ]
 
 
-def of_first(work: Callable[[], _T]) -> _T:
+def on_main_process(work: Callable[[], _T]) -> _T:
     """What `work`, done by the first process, has given, as JSON has it: in all, when it is done.
 
     Should it fail, that ends all of them.
     """
-    if count() == 1:
+    if process_count() == 1:
         return work()
-    return json.loads(exchange(json.dumps(None if number() else work()))[0])
+    return json.loads(gather_text(json.dumps(None if process_index() else work()))[0])
 
 
 def require_same(what: str, value: str) -> None:
     """Raises UserError unless `value` is the same in every process."""
-    values = exchange(value)
+    values = gather_text(value)
     others = [one for one, theirs in enumerate(values) if theirs != values[0]]
     if others:
         raise UserError(
@@ -217,8 +219,8 @@ def end(status: int, why: str) -> NoReturn:
 
     `why`, which may be empty, goes to stderr: of several processes that of the first to end.
     """
-    if count() > 1:
-        _end_together(status, f"{name()}: {why}" if why else "")
+    if process_count() > 1:
+        _end_together(status, f"{process_name()}: {why}" if why else "")
     if why:
         terminal.complain(why)
     sys.exit(status)
@@ -235,7 +237,7 @@ def together() -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
-        if count() > 1:
+        if process_count() > 1:
             _end_with_traceback(type(error), error, error.__traceback__)
         raise
 
@@ -274,9 +276,9 @@ def _leave(status: int, why: str) -> NoReturn:
 
 def _await_others() -> None:
     """The coordination service dies with the first process, and its clients with the service."""
-    client, end = _client(), time.monotonic() + (_LINGER if number() == 0 else 0)
-    client.key_value_set(f"{_KNOWN}/{number()}", "")
-    while time.monotonic() < end and len(client.key_value_dir_get(_KNOWN)) < count():
+    client, end = _client(), time.monotonic() + (_LINGER if process_index() == 0 else 0)
+    client.key_value_set(f"{_KNOWN}/{process_index()}", "")
+    while time.monotonic() < end and len(client.key_value_dir_get(_KNOWN)) < process_count():
         time.sleep(_POLL / 10)
 
 
@@ -296,4 +298,4 @@ def _end_with_traceback(
         _leave(*told)
     traceback.print_exception(kind, error, trace)
     reason = (str(error).strip() or kind.__name__).splitlines()[0]
-    _end_together(1, f"{name()} failed ({reason}); if another died before, see its output")
+    _end_together(1, f"{process_name()} failed ({reason}); if another died before, see its output")

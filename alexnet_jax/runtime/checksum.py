@@ -11,7 +11,7 @@ def seal(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprints(state: Any) -> list[int]:
+def array_checksums(state: Any) -> list[int]:
     """A number below 2^32 for each leaf of a tree, which no change of a single element leaves be.
 
     Arrays that are written without compression have no checksum of their own. This one is computed

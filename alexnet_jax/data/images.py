@@ -1,4 +1,4 @@
-"""From a picture file's bytes to the centre square of §2."""
+"""From a image file's bytes to the centre square of §2."""
 
 import struct
 
@@ -11,7 +11,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The picture in a JPEG, PNG or other common file, whatever its name says.
+    """The image in a JPEG, PNG or other common file, whatever its name says.
 
     Grayscale and CMYK become RGB; transparency is dropped. EXIF orientation is ignored, as TFDS and
     the authors' tools ignored it: the pixels are taken as they are stored.
@@ -32,31 +32,31 @@ def decode(data: bytes) -> np.ndarray:
             pass  # some harmless faults are errors to it; cv2 knows them from real ones
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {error.err}") from error
-    if picture is None:
+    if image is None:
         raise ValueError("cannot be decoded" if data else "is empty")
-    return picture
+    return image
 
 
-def centre_square(picture: np.ndarray, size: int) -> np.ndarray:
-    """The central square of a picture whose shorter side is rescaled to `size` (§2).
+def centre_square(image: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a image whose shorter side is rescaled to `size` (§2).
 
-    It is cut first, which gives the same to within half a pixel, and does not blow up a picture of
+    It is cut first, which gives the same to within half a pixel, and does not blow up a image of
     10 x 10,000 pixels. Shrinking averages areas, so it does not alias; enlarging is bicubic.
 
     Args:
-      picture: uint8 [height, width, 3].
+      image: uint8 [height, width, 3].
       size: pixels.
 
     Returns:
       uint8 [size, size, 3].
     """
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = picture[top : top + side, left : left + side]
+    square = image[top : top + side, left : left + side]
     if side == size:
         return square
     kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC

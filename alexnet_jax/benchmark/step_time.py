@@ -9,8 +9,8 @@ from alexnet_jax.benchmark.bench import Bench, Row, Step, peers
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.model.describe import layer_table
-from alexnet_jax.setup import make_network
-from alexnet_jax.step import training_input
+from alexnet_jax.training.setup import make_network
+from alexnet_jax.training.step import training_input
 
 SIDE = 2048  # of the matrices whose product is the machine's own rate
 
@@ -66,12 +66,12 @@ def _product(dtype: str) -> Work:
 
 
 def _peers(step: Step) -> dict[str, Work]:
-    """The same network, weights and pictures elsewhere.
+    """The same network, weights and images elsewhere.
 
-    They are given the pictures as the network sees them, and so are spared their preparation.
+    They are given the images as the network sees them, and so are spared their preparation.
     """
     setup = step.setup
-    prepared = training_input(setup, setup.pixels, step.batch, step.control)
+    prepared = training_input(setup, setup.normalization, step.batch, step.hyperparams)
     images, labels = jax.device_get((prepared, step.batch["label"]))
     params = jax.device_get(step.state["params"])
     works = peers("torch_step").steps(setup.config, params, images, labels)

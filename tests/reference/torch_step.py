@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from alexnet_jax import config
 from alexnet_jax.data import cores
-from tests.peers.torch_alexnet import TorchAlexNet
-from tests.peers.torch_cifar import TorchCifar
+from tests.reference.torch_alexnet import TorchAlexNet
+from tests.reference.torch_cifar import TorchCifar
 
 
 def steps(
@@ -19,11 +19,11 @@ def steps(
     torch.set_num_threads(cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     build = TorchAlexNet if isinstance(c.model, config.AlexNet) else TorchCifar
-    pictures = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
+    images = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
     targets = torch.tensor(labels, dtype=torch.long, device=device)
     works = {}
     for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
-        x = pictures.to(memory_format=layout)
+        x = images.to(memory_format=layout)
         for way in ("eager", "compile"):
             net = build(c.model, params).to(device)
             if layout is torch.channels_last:

@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from tests.peers.torch_net import TorchNet
+from tests.reference.torch_net import TorchNet
 
 
 class TorchAlexNet(TorchNet):
-    """Two towers as the two groups of grouped convolutions, for pictures [b, 3, h, w]."""
+    """Two towers as the two groups of grouped convolutions, for images [b, 3, h, w]."""
 
     def forward(
         self, x: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor] | None = None

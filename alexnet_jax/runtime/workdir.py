@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet_jax import config, processes
-from alexnet_jax.errors import UserError
+from alexnet_jax import config
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.errors import UserError
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -50,8 +51,10 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
       UserError: another process holds it; or a process of this run does not see it; or see `claim`.
     """
     with ExitStack() as stack:
-        holder = processes.of_first(lambda: stack.enter_context(_lock(workdir, c)))
-        seen = processes.exchange("" if _is_held_by(workdir, holder) else processes.name())
+        holder = distributed.on_main_process(lambda: stack.enter_context(_lock(workdir, c)))
+        seen = distributed.gather_text(
+            "" if _is_held_by(workdir, holder) else distributed.process_name()
+        )
         blind = [name for name in seen if name]
         if blind:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What the user did, and can mend: one line, no traceback."""
+"""What the user did, and can fix: one line, no traceback."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Pictures that a network takes for alike: the nearest by its last hidden layer (§6.1, Fig. 4)."""
+"""Images that a network takes for alike: the nearest by its last hidden layer (§6.1, Fig. 4)."""
 
 from typing import Any, NamedTuple
 
@@ -9,13 +9,14 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.data import augment
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.mesh import DATA, TOWER, place_batch
-from alexnet_jax.scores import placed_batches
-from alexnet_jax.setup import Setup
+from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.runtime.sharding import put_batch
+from alexnet_jax.training.scores import device_batches
+from alexnet_jax.training.setup import Setup
 
 
 class Nearest(NamedTuple):
-    """For each picture asked for, the nearest of a split, nearest first.
+    """For each image asked for, the nearest of a split, nearest first.
 
     Attributes:
       indices: int [n, count], in the split.
@@ -26,8 +27,8 @@ class Nearest(NamedTuple):
     distances: np.ndarray
 
 
-def nearest(setup: Setup, params: Any, pictures: np.ndarray, split: Split, count: int) -> Nearest:
-    """The `count` pictures of `split` whose hidden vectors are nearest to those of `pictures`.
+def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: int) -> Nearest:
+    """The `count` images of `split` whose hidden vectors are nearest to those of `images`.
 
     Every vector is compared, and only the nearest so far are kept: a million need no more memory
     than a batch.
@@ -35,30 +36,32 @@ def nearest(setup: Setup, params: Any, pictures: np.ndarray, split: Split, count
     Args:
       setup: the network's.
       params: its parameters.
-      pictures: uint8 [n, size, size, 3], as many as the devices can share equally.
+      images: uint8 [n, size, size, 3], as many as the devices can share equally.
       split: where to look.
-      count: neighbours of each; at most the pictures of `split`.
+      count: neighbours of each; at most the images of `split`.
     """
     vectors, first = hidden_vectors(setup), 0
-    placed = place_batch(setup.network.mesh, {"image": pictures}, len(pictures))
-    asked = np.asarray(vectors(params, setup.pixels, placed["image"]), np.float64)
+    placed = put_batch(setup.network.mesh, {"image": images}, len(images))
+    asked = np.asarray(vectors(params, setup.normalization, placed["image"]), np.float64)
     best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
-    for batch, number in placed_batches(setup, split, "looking for the nearest"):
-        found = np.asarray(vectors(params, setup.pixels, batch["image"])[:number], np.float64)
+    for batch, number in device_batches(setup, split, "looking for the nearest"):
+        found = np.asarray(
+            vectors(params, setup.normalization, batch["image"])[:number], np.float64
+        )
         best = _nearer(best, first, _distances(asked, found), count)
         first += len(found)
     return best
 
 
 def hidden_vectors(setup: Setup) -> Any:
-    """The jitted (params, pixels, images) -> float32 [b, n], the last hidden layer's outputs.
+    """The jitted (params, normalization, images) -> float32 [b, n]: the last hidden layer.
 
     For AlexNet fc7's 4096, before dropout's factor, which would halve all distances alike.
     """
     network, layer = setup.network, setup.config.model.names[-2]
 
-    def look(params: Any, pixels: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        views = augment.view(images, pixels["mean"], setup.config.data, augment.CENTRE)
+    def look(params: Any, normalization: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        views = augment.view(images, normalization["mean"], setup.config.data, augment.CENTRE)
         outputs = network.bind(params).outputs(views)[layer]
         return outputs.reshape(len(images), -1).astype(jnp.float32)
 

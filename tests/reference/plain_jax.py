@@ -18,7 +18,7 @@ def knows(c: config.AlexNet | config.Cifar) -> bool:
 
 
 def logits(c: config.AlexNet, params: dict, x: jax.Array, key: jax.Array) -> jax.Array:
-    """[b, classes] of pictures [b, 224, 224, 3]."""
+    """[b, classes] of images [b, 224, 224, 3]."""
     x = _pool(c, _lrn(c, _conv(params["conv1"], x, 4, ((0, 3), (0, 3)), 1)))
     x = _pool(c, _lrn(c, _conv(params["conv2"], x, 1, "SAME", 2)))
     x = _conv(params["conv3"], x, 1, "SAME", 1)

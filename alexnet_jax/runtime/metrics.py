@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.runtime.errors import UserError
 
 FILE = "metrics.jsonl"
 
@@ -75,7 +75,7 @@ class MetricsLog:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written: {error.strerror}; mend this, and the same "
+                f"{self.path} cannot be written: {error.strerror}; fix this, and the same "
                 f"command goes on from the newest checkpoint"
             ) from error
 
@@ -102,8 +102,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 class Clock:
     """Where a run's time goes: learning, and apart from it evaluation, checkpoints, compiling."""
 
-    def __init__(self, pictures_a_step: int) -> None:
-        self._pictures = pictures_a_step
+    def __init__(self, images_a_step: int) -> None:
+        self._images = images_a_step
         self._apart: dict[str, float] = {}
         self._since = time.monotonic()
         self._steps = 0
@@ -133,7 +133,7 @@ class Clock:
         values = {f"time/{what}_s": seconds for what, seconds in self._apart.items()}
         if self._steps:
             self._seconds_a_step = learning / self._steps
-            values["time/images_per_s"] = self._pictures / self._seconds_a_step
+            values["time/images_per_s"] = self._images / self._seconds_a_step
             values["time/input_wait"] = waiting / learning
         if self._seconds_a_step:
             self._evaluation = self._apart.get("evaluate", self._evaluation)

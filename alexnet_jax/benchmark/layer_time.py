@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
-from alexnet_jax.model.layers import Draw
-from alexnet_jax.model.mesh import DATA, TOWER
-from alexnet_jax.step import training_input
+from alexnet_jax.model.layers import DropoutKey
+from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.training.step import training_input
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -23,7 +23,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def _rows(step: Step, repeats: int) -> list[Row]:
     setup, c, works = step.setup, step.setup.config, dict[str, Work]()
-    images = training_input(setup, setup.pixels, step.batch, step.control)
+    images = training_input(setup, setup.normalization, step.batch, step.hyperparams)
     for layer in c.model.names:
         works[f"{layer} once"] = _up_to(step, images, layer, backward=False)
         works[f"{layer} both"] = _up_to(step, images, layer, backward=True)
@@ -44,7 +44,7 @@ def _up_to(step: Step, images: jax.Array, layer: str, backward: bool) -> Work:
     rows = network.spec(DATA)
 
     def output(params: Any, images: jax.Array, numbers: jax.Array) -> jax.Array:
-        draw = Draw(jax.random.key(0), numbers)
+        draw = DropoutKey(jax.random.key(0), numbers)
         out = network.bind(params).outputs(images, draw)[layer]
         return jnp.square(out.astype(jnp.float32)).sum()[None, None]
 

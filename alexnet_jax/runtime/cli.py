@@ -9,9 +9,10 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from alexnet_jax import config, processes
-from alexnet_jax.errors import UserError
-from alexnet_jax.stopping import INTERRUPTED, Stopped
+from alexnet_jax import config
+from alexnet_jax.runtime import distributed
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.signals import INTERRUPTED, Stopped
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.")
 
@@ -19,25 +20,25 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The run: a file of co
 def run(job: Callable[[Sequence[str]], None], stopped: str) -> None:
     """Runs `job` on the arguments that are no options, and exits.
 
-    An error that the user can mend gives one line and status 2; Ctrl-C gives `stopped` and 130.
+    An error that the user can fix gives one line and status 2; Ctrl-C gives `stopped` and 130.
     """
 
     app.run(lambda line: guard(lambda: job(line[1:]), stopped), flags_parser=_parse_flags)
 
 
 def guard(job: Callable[[], None], stopped: str) -> None:
-    """Does `job`. Exits with one line where an error that the user can mend or a signal ends it."""
+    """Does `job`. Exits with one line where an error that the user can fix or a signal ends it."""
     try:
         job()
     except (UserError, OSError) as error:
         _fail(error)
     except Stopped as stop:  # all processes do at the same time
-        if processes.number() == 0:
+        if distributed.process_index() == 0:
             print(stopped, file=sys.stderr)
         sys.exit(stop.status)
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
-        processes.end(INTERRUPTED, "")
+        distributed.end(INTERRUPTED, "")
 
 
 def parser(module: str, about: str) -> argparse.ArgumentParser:
@@ -116,4 +117,4 @@ def _without_traceback(text: str) -> str:
 
 
 def _fail(error: object) -> NoReturn:
-    processes.end(2, str(error))
+    distributed.end(2, str(error))

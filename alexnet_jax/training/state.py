@@ -9,11 +9,12 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import config, optim, workdir
-from alexnet_jax.checkpoint import Checkpoints, Restored
-from alexnet_jax.errors import UserError
-from alexnet_jax.model.mesh import Placed
-from alexnet_jax.setup import Setup, make_network, replicate
+from alexnet_jax import config, optim
+from alexnet_jax.runtime import workdir
+from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import ShardedModel
+from alexnet_jax.training.setup import Setup, make_network, replicate
 
 State = dict[str, Any]
 """'params' and 'optimizer' (see `optim.update_rule`), float32, and 'step', int32: steps done."""
@@ -24,7 +25,7 @@ def state_specs(setup: Setup) -> State:
     return _specs(setup.network, setup.config.optim)
 
 
-def _specs(network: Placed, c: config.Optim) -> State:
+def _specs(network: ShardedModel, c: config.Optim) -> State:
     rule = optim.update_rule(c)
     optimizer = optax.tree_utils.tree_map_params(
         rule,
@@ -36,7 +37,7 @@ def _specs(network: Placed, c: config.Optim) -> State:
     return {"params": network.specs, "optimizer": optimizer, "step": P()}
 
 
-def state_shapes(network: Placed, c: config.Optim) -> State:
+def state_shapes(network: ShardedModel, c: config.Optim) -> State:
     """The state of such a run, as ShapeDtypeStructs that say where it lies."""
     shapes = {
         "params": network.shapes,

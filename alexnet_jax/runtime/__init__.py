@@ -1,0 +1,1 @@
+"""Devices, processes, files and the terminal: all that is no part of AlexNet."""

@@ -1,0 +1,1 @@
+"""The parts of training: what a run stands on, its state, its step, its scores."""

@@ -1,0 +1,1 @@
+"""One file a run; installed, they are the package `alexnet_jax.configs`."""
