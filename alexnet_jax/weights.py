@@ -24,11 +24,12 @@ from absl import flags
 from alexnet_jax import config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.sharding import ShardedModel, local_rows
+from alexnet_jax.runtime.sharding import local_rows
 from alexnet_jax.training import trained
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import TOWER
-from alexnet_jax.runtime.sharding import ShardedModel
 
 
 class Row(NamedTuple):

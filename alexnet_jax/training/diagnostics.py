@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import config, optim
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA, TOWER
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.sharding import ShardedModel, fetch
+from alexnet_jax.runtime.sharding import fetch
 
 
 class LayerDiagnostics:

@@ -14,9 +14,10 @@ from alexnet_jax.data import augment
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.sharding import ShardedModel, check_batch, make_mesh
+from alexnet_jax.runtime.sharding import check_batch, make_mesh
 
 
 @dataclass(frozen=True)

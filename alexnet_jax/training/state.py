@@ -10,10 +10,10 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config, optim
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.sharding import ShardedModel
 from alexnet_jax.training.setup import Setup, make_network, replicate
 
 State = dict[str, Any]
