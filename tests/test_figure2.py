@@ -1,0 +1,99 @@
+"""Fig. 2 as the package draws it: the paper's numbers, the bytes that cross, the drawing."""
+
+from itertools import combinations
+
+import pytest
+from alexnet_jax.configs import ablations, alexnet, cifar10
+from ml_collections import ConfigDict
+
+from alexnet_jax import config
+from alexnet_jax.figures.figure2 import draw_figure2, layers_of
+from alexnet_jax.runtime.errors import UserError
+
+pytest.importorskip("matplotlib")
+
+
+def parse(values: ConfigDict, **changes: object) -> config.Config:
+    values.update(changes)
+    return config.parse(values)
+
+
+def sent(c: config.Config) -> dict[str, int]:
+    return {layer.name: layer.sent for layer in layers_of(c) if layer.sent}
+
+
+def test_one_tower_has_the_numbers_of_the_papers_figure():
+    layers = layers_of(parse(alexnet.get_config()))
+    outputs = {layer.name: layer.output for layer in layers}
+    assert outputs == {
+        "conv1": (55, 55, 48),
+        "conv2": (27, 27, 128),
+        "conv3": (13, 13, 192),
+        "conv4": (13, 13, 192),
+        "conv5": (13, 13, 128),
+        "fc6": (2048,),
+        "fc7": (2048,),
+        "fc8": (1000,),
+    }
+    windows = [layer.kernel for layer in layers if len(layer.kernel) == 3]
+    assert windows == [(11, 11, 3), (5, 5, 48), (3, 3, 256), (3, 3, 192), (3, 3, 192)]
+    pooled = {layer.name: layer.pooled for layer in layers if layer.pooled}
+    assert pooled == {"conv2": 27, "conv3": 13, "fc6": 6}
+    assert [layer.name for layer in layers if layer.meets] == ["conv3", "fc6", "fc7", "fc8"]
+
+
+def test_the_bytes_are_those_that_were_counted_in_the_compiled_program():
+    """docs/performance.md, "What crosses between two devices"."""
+    counted = {"conv3": 11_075_584, "fc6": 2_359_296, "fc7": 1_048_576, "fc8": 512_000}
+    assert sent(parse(alexnet.get_config())) == counted
+    half = {layer: count // 2 for layer, count in counted.items()}
+    assert sent(parse(alexnet.get_config(), devices=4)) == half
+    in_half_precision = {layer: count // 2 for layer, count in counted.items()}
+    in_half_precision["fc8"] = counted["fc8"]  # logits are summed in float32
+    assert sent(parse(alexnet.get_config(), dtype="bfloat16")) == in_half_precision
+
+
+@pytest.mark.parametrize("changes", [{"devices": 1}, {"towers_apart": False}])
+def test_nothing_is_sent_where_both_towers_are_on_one_device(changes):
+    assert sent(parse(alexnet.get_config(), **changes)) == {}
+
+
+def test_the_ablations_differ_as_their_names_say():
+    half = layers_of(parse(ablations.get_config("half_net")))
+    assert [layer.output[-1] for layer in half[:5]] == [48, 128, 192, 192, 256]
+    assert not any(layer.meets for layer in half)
+    apart = layers_of(parse(ablations.get_config("no_crossing")))
+    assert [layer.name for layer in apart if layer.meets] == ["fc8"]
+    sixth = {layer.name: layer for layer in layers_of(parse(ablations.get_config("sixth_conv")))}
+    assert sixth["conv6"].output == (6, 6, 128)
+    assert (sixth["conv6"].pooled, sixth["fc6"].pooled) == (6, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("half_net", {"256 kernels", "one tower on one device"}),
+        ("no_crossing", {"0.512 MB", "tower B: device 1"}),
+        ("sixth_conv", {"conv6", "11.1 MB", "2.36 MB", "1.05 MB", "0.512 MB"}),
+    ],
+)
+def test_every_word_can_be_read(name, shown):
+    """The words are there, inside the figure, and none lies over another."""
+    figure = draw_figure2(parse(ablations.get_config(name)))
+    figure.canvas.draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    lines = {line for text in texts for line in text.get_text().splitlines()}
+    assert shown <= lines
+    boxes = {text: text.get_window_extent() for text in texts}
+    for text, box in boxes.items():
+        assert figure.bbox.containsx(box.x0), text
+        assert figure.bbox.containsx(box.x1), text
+        assert figure.bbox.containsy(box.y0), text
+        assert figure.bbox.containsy(box.y1), text
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        assert not a.overlaps(b), f"{one} and {other}"
+
+
+def test_another_network_is_refused():
+    with pytest.raises(UserError, match=r"figure2 draws the network of Fig\. 2"):
+        layers_of(parse(cifar10.get_config("18")))
