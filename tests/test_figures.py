@@ -67,7 +67,7 @@ def test_figure_1_says_when_each_reached_the_goal(tmp_path):
 
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
     folder = write_run(tmp_path / "a", "relu", [(50, 0.8)])
-    with pytest.raises(UserError, match="has not done an epoch yet"):
+    with pytest.raises(UserError, match="has not finished an epoch yet"):
         figure1.training_errors(folder)
 
 

@@ -1,4 +1,4 @@
-"""Training curves of one run or several."""
+"""Training curves of one or several runs."""
 
 import re
 from collections.abc import Sequence
@@ -25,9 +25,12 @@ _PANELS = (
 
 
 def draw_curves(folders: Sequence[Path]) -> "Figure":
-    """Loss, error and rate of runs; training is dashed, validation drawn through.
+    """Loss, top-1 error and learning rate of each run; training is dashed, validation solid.
 
-    A dotted line is the top-1 error that the authors' own log ends with, where the config has it.
+    A dotted line is the top-1 error in the authors' log of 2012, where the config has one.
+
+    Raises:
+      UserError: a run has no metrics yet.
     """
     figure = new_figure(11, 3.4)
     for axes, (title, scale, names) in zip(figure.subplots(1, 3), _PANELS, strict=True):
@@ -39,7 +42,7 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
                 known = [(one["epoch"], one[name]) for one in lines if one.get(name) is not None]
                 label = f"{folder.name} {split}".strip()
                 line = "--" if split == "training" else "-"
-                steps = "default" if split else "steps-pre"  # a rate holds until it is changed
+                steps = "default" if split else "steps-pre"  # a rate stays until it changes
                 style: dict[str, Any] = {"color": f"C{number}", "label": label, "drawstyle": steps}
                 if known:
                     axes.plot(*zip(*known, strict=True), line, **style)
@@ -52,7 +55,7 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
 
 
 def _logged(folder: Path) -> list[float]:
-    """The first number of what the config says of the 2012 log: a top-1 error in percent."""
+    """The first number in the config's `experiment.log`: a top-1 error in percent."""
     return [
         float(n) / 100 for n in re.findall(r"^[\d.]+", workdir.read_config(folder).experiment.log)
     ]

@@ -1,4 +1,4 @@
-"""Fig. 1 (§3.1): training error by epochs for each activation, and when it reached 25%."""
+"""Fig. 1 (§3.1): the training error over epochs for each activation, and when it reached 25%."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,21 +19,24 @@ COLOURS = {"relu": "C0", "tanh": "C1"}
 
 
 def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs done, float [n], and the mean training top-1 error over each epoch until then.
+    """The training top-1 error of each finished epoch, as a mean over its steps.
 
-    Every line of metrics tells the mean over the steps since the one before.
+    A line of metrics has the mean over the steps since the line before it.
+
+    Returns:
+      The epochs at which they ended, float [n], and the errors, float [n] in [0, 1].
 
     Raises:
-      UserError: the run has not done an epoch yet.
+      UserError: the run has not finished an epoch yet.
     """
-    wrong: dict[int, float] = {}  # steps times error rate, by epoch
+    wrong: dict[int, float] = {}  # sum over steps of the error rate, by epoch
     steps: dict[int, int] = {}
     ended: dict[int, float] = {}
     step, begun = 0, 0.0
     for line in read_metrics(folder):
         if "train/top1_error" not in line:
             continue
-        # There is a line at every epoch's end, so none tells of two but for parts of a batch.
+        # Every epoch ends with a line, so a line's steps belong to one epoch (to within a batch).
         number = int((begun + line["epoch"]) / 2) + 1
         taken = line["step"] - step
         wrong[number] = wrong.get(number, 0.0) + taken * line["train/top1_error"]
@@ -42,12 +45,15 @@ def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         step, begun = line["step"], line["epoch"]
     whole = [number for number, epoch in ended.items() if epoch >= number]
     if not whole:
-        raise UserError(f"{folder} has not done an epoch yet, so there is no training error of one")
+        raise UserError(f"{folder} has not finished an epoch yet, so it has no training error")
     return np.array(whole, float), np.array([wrong[n] / steps[n] for n in whole])
 
 
 def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | None:
-    """After how many epochs the error was `goal`, between two of them by a line; None if never."""
+    """The number of epochs until the error reached `goal`; None if it never did.
+
+    Between two epochs the error is taken as a straight line.
+    """
     below = np.flatnonzero(errors <= goal)
     if not len(below):
         return None
@@ -59,7 +65,11 @@ def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | No
 
 
 def draw_figure1(folders: Sequence[Path]) -> "Figure":
-    """Fig. 1 (§3.1) of runs that differ in their activation; one line a run, one colour each."""
+    """Fig. 1 (§3.1): one line for each run, one colour for each activation.
+
+    Raises:
+      UserError: see `training_errors`.
+    """
     figure = new_figure(6, 4)
     axes = figure.subplots()
     reached: dict[str, list[float | None]] = {}
@@ -79,7 +89,7 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
 
 
 def _when(reached: dict[str, list[float | None]]) -> str:
-    """When each activation reached the goal, in the mean over its runs; and the ratio."""
+    """The mean number of epochs to the goal for each activation, and their ratio."""
     means = {
         kind: float(np.mean([value for value in values if value is not None]))
         for kind, values in reached.items()

@@ -1,4 +1,4 @@
-"""Fig. 4 (§6.1): what a network makes of images, and which it takes for alike."""
+"""Fig. 4 (§6.1): the best labels of images, and the images that a network finds most similar."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Guess(NamedTuple):
-    """What a network made of a image.
+    """The best labels of one image.
 
     Attributes:
-      image: uint8 [size, size, 3], as the network's views were cut from it.
-      labels: the best classes, best first.
+      image: uint8 [size, size, 3], from which the network's views are cut.
+      labels: the most probable classes, best first.
       probs: their probabilities.
-      truth: the right class, if it is known.
+      truth: the right class; None if it is not known.
     """
 
     image: np.ndarray
@@ -39,7 +39,15 @@ def best_guesses(
     truths: Sequence[str | None],
     count: int = 5,
 ) -> list[Guess]:
-    """The `count` best classes, or all if there are fewer, of probabilities [n, classes]."""
+    """The `count` most probable classes of each image, or all if there are fewer.
+
+    Args:
+      images: uint8 [n, size, size, 3].
+      probs: float [n, classes].
+      classes: the names of the classes.
+      truths: the right class of each image, or None.
+      count: how many labels.
+    """
     guesses = []
     for image, row, truth in zip(images, probs, truths, strict=True):
         best = np.argsort(-row, kind="stable")[: min(count, len(classes))]
@@ -49,7 +57,7 @@ def best_guesses(
 
 
 def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
-    """Fig. 4, left: each image with its best labels as bars; the right one's bar is red."""
+    """Fig. 4, left: each image with its best labels as bars; the bar of the right label is red."""
     columns = min(columns, len(guesses))
     rows = -(-len(guesses) // columns)
     figure = new_figure(2.4 * columns, 3.9 * rows)
@@ -81,7 +89,11 @@ def _short(label: str, longest: int = 26) -> str:
 
 
 def draw_figure4(folders: Sequence[Path]) -> "Figure":
-    """Fig. 4, left: eight images of a run's validation split, evenly spaced, by ten views."""
+    """Fig. 4, left: eight images of a run's validation split, with ten views.
+
+    Raises:
+      UserError: several folders are given, or the run cannot be opened.
+    """
     net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
     images = _read_some(split, 8)
@@ -91,7 +103,11 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
 
 
 def draw_neighbours(folders: Sequence[Path]) -> "Figure":
-    """Fig. 4, right: five validation images, and beside each the six nearest to train with."""
+    """Fig. 4, right: five validation images, and beside each its six nearest training images.
+
+    Raises:
+      UserError: several folders are given, or the run cannot be opened.
+    """
     net = trained.open_trained(the_only(folders, "neighbours"))
     asked = _read_some(net.setup.validation, 5)
     train = net.setup.train
@@ -108,12 +124,12 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
             train.read(int(index), near)
             axes.imshow(near)
             axes.set_title(f"{distance:.3g}", fontsize=7)
-    grid[0, 0].set_title("asked", fontsize=7)
+    grid[0, 0].set_title("validation", fontsize=7)
     return figure
 
 
 def _read_some(split: Split, count: int) -> np.ndarray:
-    """So many images of a split, evenly spaced, or all: uint8 [n, size, size, 3]."""
+    """`count` images of a split, evenly spaced, or all if there are fewer: uint8 [n, h, w, 3]."""
     chosen = _spaced(split, count)
     images = np.empty((len(chosen), split.size, split.size, 3), np.uint8)
     for out, index in zip(images, chosen, strict=True):

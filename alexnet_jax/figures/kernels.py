@@ -1,4 +1,4 @@
-"""Fig. 3 (§6.1): the first layer's kernels, and how the towers share the work."""
+"""Fig. 3 (§6.1): the first layer's kernels, and how the two towers' kernels differ."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def kernel_mosaic(kernels: np.ndarray, towers: int, columns: int = 16) -> np.ndarray:
-    """The kernels beside each other, tower A's rows above tower B's, a wider gap between.
+    """The kernels as one image: tower A's rows above tower B's, with a wider gap between them.
 
-    Zero is grey, and each kernel's largest weight, of either sign, has full contrast.
+    Zero is grey. Each kernel is scaled so that its largest absolute weight has full contrast.
 
     Args:
-      kernels: [side, side, 3, n], of a first layer; tower A's come first.
+      kernels: [side, side, 3, n] of a first layer, tower A's first.
       towers: 1 or 2.
       columns: kernels in a row.
 
@@ -47,7 +47,12 @@ def kernel_mosaic(kernels: np.ndarray, towers: int, columns: int = 16) -> np.nda
 
 
 def draw_kernels(folders: Sequence[Path]) -> "Figure":
-    """Fig. 3: the first layer's kernels of one run, as `kernel_mosaic` lays them out."""
+    """Fig. 3: the first layer's kernels of one run; see `kernel_mosaic`.
+
+    Raises:
+      UserError: several folders are given, the run cannot be opened, or its first layer does not
+        see three colours.
+    """
     net = trained.open_trained(the_only(folders, "kernels"))
     first, kernels = _first_layer(net)
     towers = net.setup.config.model.towers
@@ -63,9 +68,13 @@ def draw_kernels(folders: Sequence[Path]) -> "Figure":
 
 
 def draw_towers(folders: Sequence[Path]) -> "Figure":
-    """How the towers of each run share the work: a point for each kernel of the first layer.
+    """How colourful and how oriented the kernels of each run are: a point for each kernel.
 
-    The paper's tower A is largely colour-agnostic and its tower B colour-specific, in every run.
+    In the paper's runs the kernels of one tower are largely colour-agnostic and those of the other
+    colour-specific (§6.1).
+
+    Raises:
+      UserError: see `draw_kernels`.
     """
     figure = new_figure(3.2 * len(folders) + 0.4, 3.4)
     panels = figure.subplots(1, len(folders), squeeze=False, sharex=True, sharey=True)[0]
@@ -87,9 +96,15 @@ def draw_towers(folders: Sequence[Path]) -> "Figure":
 
 
 def colourfulness(kernels: np.ndarray) -> np.ndarray:
-    """The share of each kernel's energy that is not grey: float [n] in [0, 1].
+    """The share of each kernel's energy that is not grey.
 
-    The grey part of a kernel [side, side, 3, n] is what its three colours have in common.
+    The grey part of a kernel is the mean of its three colours.
+
+    Args:
+      kernels: float [side, side, 3, n].
+
+    Returns:
+      float [n] in [0, 1].
     """
     grey = kernels.mean(axis=2, keepdims=True)
     energy = (kernels**2).sum(axis=(0, 1, 2))
@@ -97,10 +112,16 @@ def colourfulness(kernels: np.ndarray) -> np.ndarray:
 
 
 def orientation_strength(kernels: np.ndarray) -> np.ndarray:
-    """How much each kernel is stripes of one direction: float [n]; 1 a grating, 0 none.
+    """How clearly each kernel shows stripes of one direction.
 
-    (a - b) / (a + b), a and b the larger and the smaller moment of inertia of the power spectrum,
-    without its constant part, about the origin; the colours' spectra are added.
+    (a - b) / (a + b), where a and b are the larger and the smaller moment of inertia of the power
+    spectrum about the origin. The spectra of the three colours are added.
+
+    Args:
+      kernels: float [side, side, 3, n].
+
+    Returns:
+      float [n] in [0, 1]; 1 for a grating, 0 where no direction is preferred.
     """
     side = kernels.shape[0]
     power = np.abs(np.fft.fft2(kernels, axes=(0, 1))) ** 2
@@ -113,13 +134,13 @@ def orientation_strength(kernels: np.ndarray) -> np.ndarray:
 
 
 def _first_layer(net: trained.Trained) -> tuple[str, np.ndarray]:
-    """Its name and kernels, float32 [side, side, 3, n].
+    """The name of the first layer and its kernels, float32 [side, side, 3, n].
 
     Raises:
-      UserError: they do not look at three colours.
+      UserError: the layer does not see three colours.
     """
     first = net.setup.config.model.names[0]
     kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
     if kernels.ndim != 4 or kernels.shape[2] != 3:
-        raise UserError(f"{first} of {net.folder} does not look at images")
+        raise UserError(f"{first} of {net.folder} does not see the three colours of an image")
     return first, kernels

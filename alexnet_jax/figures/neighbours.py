@@ -1,4 +1,4 @@
-"""Images that a network takes for alike: the nearest by its last hidden layer (§6.1, Fig. 4)."""
+"""The most similar images by a network's last hidden layer (§6.1, Fig. 4)."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from alexnet_jax.training.setup import Setup
 
 
 class Nearest(NamedTuple):
-    """For each image asked for, the nearest of a split, nearest first.
+    """The nearest images of a split for each query image, nearest first.
 
     Attributes:
       indices: int [n, count], in the split.
@@ -30,15 +30,14 @@ class Nearest(NamedTuple):
 def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: int) -> Nearest:
     """The `count` images of `split` whose hidden vectors are nearest to those of `images`.
 
-    Every vector is compared, and only the nearest so far are kept: a million need no more memory
-    than a batch.
+    Only the nearest so far are kept, so the memory does not depend on the size of the split.
 
     Args:
-      setup: the network's.
+      setup: of the network.
       params: its parameters.
-      images: uint8 [n, size, size, 3], as many as the devices can share equally.
-      split: where to look.
-      count: neighbours of each; at most the images of `split`.
+      images: uint8 [n, size, size, 3]; n is divisible by the number of rows of devices.
+      split: the images to search.
+      count: neighbours of each image; at most the number of images in `split`.
     """
     vectors, first = hidden_vectors(setup), 0
     placed = put_batch(setup.network.mesh, {"image": images}, len(images))
@@ -56,7 +55,7 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
 def hidden_vectors(setup: Setup) -> Any:
     """The jitted (params, normalization, images) -> float32 [b, n]: the last hidden layer.
 
-    For AlexNet fc7's 4096, before dropout's factor, which would halve all distances alike.
+    For AlexNet these are the 4096 outputs of fc7 before dropout.
     """
     network, layer = setup.network, setup.config.model.names[-2]
 
@@ -70,13 +69,13 @@ def hidden_vectors(setup: Setup) -> Any:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean, of all pairs: [n, d] and [m, d] to [n, m]."""
+    """Euclidean distances of all pairs: [n, d] and [m, d] -> [n, m]."""
     squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares, 0))
 
 
 def _nearer(best: Nearest, first: int, distances: np.ndarray, count: int) -> Nearest:
-    """The best of those so far and of new ones, numbered from `first` on."""
+    """The nearest of `best` and of a new batch, whose images are numbered from `first` on."""
     new = np.broadcast_to(np.arange(first, first + distances.shape[1]), distances.shape)
     index = np.concatenate([best.indices, new], axis=1)
     distance = np.concatenate([best.distances, distances], axis=1)
