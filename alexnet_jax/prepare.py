@@ -1,23 +1,24 @@
-"""Images to records: rescales, cuts, stores and sums up a whole set, once (§2).
+"""Prepares records from images, once for a whole set: rescale, cut, store, compute statistics (§2).
 
 python -m alexnet_jax.prepare --source=folder:PATH --out=DIR
 
-Stopped half-way, the same command resumes. Threads share the work: decoding,
-rescaling, encoding and summing all leave Python's lock, and threads cannot be orphaned.
+If it is stopped, the same command resumes. Threads share the work: decoding, rescaling, encoding
+and summing run without Python's lock, and unlike processes no thread outlives the command.
 """
 
 import argparse
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import cv2
-from tqdm import tqdm
+import numpy as np
+from jaxtyping import UInt8
 
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli
@@ -34,48 +35,49 @@ def prepare(
     skip_bad: bool = False,
     threads: int = 0,
 ) -> layout.Manifest:
-    """Writes the records of `source` to the folder `out`, or goes on writing them.
+    """Writes the records of `source` to the folder `out`, or resumes writing them.
 
-    The result depends on the source, size and format alone: not on threads or interruptions.
+    The result depends on source, size, format and skip_bad alone: not on threads or interruptions.
 
     Args:
-      source: as `sources.open_source` takes it.
-      out: a new folder, or one that an interrupted run left.
+      source: see `sources.open_source`.
+      out: a new folder, or the folder of an interrupted run.
       size: side of the images, pixels.
       format: 'jpeg' or 'raw'.
       skip_bad: leave out images that cannot be decoded, and list them in the manifest.
-      threads: that read; 0: one for each core.
+      threads: that read and write; 0: one for each core.
 
     Returns:
       What `out` now holds. If it was complete before, nothing is done.
 
     Raises:
-      UserError: the source is not there, a image cannot be decoded, a label is outside the
-        classes, or `out` holds something else. Finished shards stay, so that the run can go on.
+      UserError: the source is not there, an image cannot be decoded, a label is outside the
+        classes, or `out` holds something else. Finished shards stay, so the same call resumes.
     """
-    folder = Path(out)
+    folder, options = Path(out), layout.PrepareOptions(source, size, format)
     if size < 1 or threads < 0:
         raise UserError(f"--size={size} must be at least 1, and --threads={threads} at least 0")
     if records.is_prepared(folder):
-        return _already_done(folder, source, size, format)
+        manifest = records.open_records(folder).manifest
+        options.require_same(folder, "prepared", vars(manifest))
+        return manifest
     opened = sources.open_source(source, size)
     _refuse_empty(source, {name: len(split) for name, split in opened.splits.items()})
-    settings = layout.PrepareOptions(source, size, format, _fingerprint(opened))
-    settings.begin(folder)
-    tasks = [task for name in opened.splits for task in _tasks(opened, name)]
+    layout.begin(folder, options, _fingerprint(opened))
+    tasks = [task for split in opened.splits for task in _tasks(opened, split, folder, options)]
     try:
-        made = _run(tasks, folder, settings, skip_bad, threads or cores())
+        made = _write_shards(tasks, options, skip_bad, threads or cores())
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: {error.strerror or error}; fix this, and the same "
-            f"command goes on where it was"
+            f"{error.filename or folder}: {error.strerror or error}; fix this; "
+            f"the same command then resumes"
         ) from error
     by_split = {
         name: [shard for task, shard in zip(tasks, made, strict=True) if task.split == name]
         for name in opened.splits
     }
     _refuse_empty(source, {n: sum(s.file.count for s in of) for n, of in by_split.items()})
-    return shards.finish(folder, settings, opened.classes, by_split)
+    return shards.finish(folder, options, opened.classes, by_split)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,24 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _already_done(
-    folder: Path,
-    source: str,
-    size: int,
-    format: layout.Format,  # noqa: A002
-) -> layout.Manifest:
-    """The manifest, if it is of the same preparation."""
-    manifest = records.open_records(folder).manifest
-    wanted = {"source": source, "size": size, "format": format}
-    for key, value in wanted.items():
-        if getattr(manifest, key) != value:
-            raise UserError(
-                f"{folder} was prepared with --{key}={getattr(manifest, key)}, not {value}; "
-                f"delete it or choose another --out"
-            )
-    return manifest
-
-
 def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:
     for split, count in counts.items():
         if not count:
@@ -143,7 +127,7 @@ def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:
 
 
 def _fingerprint(source: sources.Source) -> str:
-    """Of the names of all classes and images."""
+    """A hash of the names of all classes and images."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for name, split in source.splits.items():
         digest.update(f"\n\n{name} {len(split)}".encode())
@@ -157,116 +141,100 @@ def _fingerprint(source: sources.Source) -> str:
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard to write."""
+    """One shard to write: the images of `range`."""
 
-    classes: int
+    path: Path
     split: str
-    images: sources.Split
-    number: int
+    images: sources.SourceSplit
     range: range
+    classes: int
 
 
-def _tasks(source: sources.Source, name: str) -> Iterator[_Task]:
-    """Shards of 128 to 8192 images, 64 of them in between: enough for all cores to share."""
-    count = len(source.splits[name])
+def _tasks(
+    source: sources.Source, split: str, folder: Path, options: layout.PrepareOptions
+) -> Iterator[_Task]:
+    """Shards of a split: 64, unless they would have less than 128 or more than 8192 images."""
+    count = len(source.splits[split])
     per_shard = min(max(-(-count // 64), 128), 8192)
     for number, start in enumerate(range(0, count, per_shard)):
+        path = layout.shard_path(folder, options.format, split, number)
         part = range(start, min(start + per_shard, count))
-        yield _Task(len(source.classes), name, source.splits[name], number, part)
+        yield _Task(path, split, source.splits[split], part, len(source.classes))
 
 
-class _Progress:
-    """What the threads and the main one tell each other."""
-
-    def __init__(self, bar: tqdm):
-        self._bar = bar
-        self._lock = threading.Lock()
-        self.stop = threading.Event()
-
-    def advance(self) -> None:
-        with self._lock:
-            self._bar.update()
-
-
-def _run(
-    tasks: Sequence[_Task],
-    folder: Path,
-    settings: layout.PrepareOptions,
-    skip_bad: bool,
-    threads: int,
+def _write_shards(
+    tasks: Sequence[_Task], options: layout.PrepareOptions, skip_bad: bool, threads: int
 ) -> list[shards.Shard]:
-    """Writes the shards that are not there yet; returns all, in order."""
-    made = [shards.finished_shard(folder, settings, task.split, task.number) for task in tasks]
+    """Writes the shards that do not exist yet; returns all, in order."""
+    made = [shards.finished_shard(task.path) for task in tasks]
     for shard in made:
         if shard is not None and shard.skipped and not skip_bad:
             raise _bad_image(shard.skipped[0])
-    there = sum(len(t.range) for t, shard in zip(tasks, made, strict=True) if shard is not None)
-    total = sum(len(task.range) for task in tasks)
-    cv2.setNumThreads(1)  # its own would compete with ours
+    sizes = [len(task.range) for task in tasks]
+    done = sum(size for size, shard in zip(sizes, made, strict=True) if shard is not None)
+    stop, lock = threading.Event(), threading.Lock()
+    cv2.setNumThreads(1)  # OpenCV's own threads would compete with these
     with (
-        progress_bar(total, "preparing", "images", initial=there) as bar,
+        progress_bar(sum(sizes), "preparing", "images", initial=done) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
-        progress = _Progress(bar)
+
+        def advance() -> None:
+            if stop.is_set():
+                raise CancelledError
+            with lock:
+                bar.update()
+
         missing = {
-            number: pool.submit(_write_shard, task, folder, settings, skip_bad, progress)
+            number: pool.submit(_write_shard, task, options, skip_bad, advance)
             for number, task in enumerate(tasks)
             if made[number] is None
         }
         try:
-            done, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
-            for future in missing.values():  # of several errors by now, the first image's
-                if future in done:
-                    future.result()
+            finished, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
+            for number, future in missing.items():  # in order: the first image's error is raised
+                if future in finished:
+                    made[number] = future.result()
         except BaseException:
-            progress.stop.set()
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-        for number, future in missing.items():
-            made[number] = future.result()
     return [shard for shard in made if shard is not None]
 
 
 def _write_shard(
-    task: _Task,
-    folder: Path,
-    settings: layout.PrepareOptions,
-    skip_bad: bool,
-    progress: _Progress,
+    task: _Task, options: layout.PrepareOptions, skip_bad: bool, advance: Callable[[], None]
 ) -> shards.Shard:
-    """Writes one shard.
+    """Writes one shard; calls `advance` after each image, which raises an error to stop it.
 
     Raises:
-      UserError: a image cannot be decoded, or has a label outside the classes.
-      CancelledError: `progress` says to stop.
+      UserError: an image cannot be decoded, or its label is outside the classes.
     """
-    writer = shards.ShardWriter(folder, settings, task.split, task.number)
+    writer = shards.ShardWriter(task.path, options)
     try:
         for index in task.range:
-            if progress.stop.is_set():
-                raise CancelledError
             try:
-                whole, label = _read(task, index)
+                image, label = _read(task, index)
             except ValueError as error:
                 problem = f"{task.images.name(index)}: {error}"
                 if not skip_bad:
                     raise _bad_image(problem) from error
                 writer.skip(problem)
             else:
-                writer.add(images.centre_square(whole, settings.size), label)
-            progress.advance()
+                writer.add(images.centre_square(image, options.size), label)
+            advance()
     except BaseException:
         writer.abandon()
         raise
     return writer.close()
 
 
-def _read(task: _Task, index: int) -> tuple[Any, int]:
-    """A image, uint8 [height, width, 3], and its label.
+def _read(task: _Task, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
+    """An image and its label.
 
     Raises:
-      ValueError: it cannot be decoded.
-      UserError: its label is none of the classes.
+      ValueError: the image cannot be decoded.
+      UserError: the label is outside the classes.
     """
     image, label = task.images.read(index)
     if not 0 <= label < task.classes:
@@ -278,7 +246,7 @@ def _read(task: _Task, index: int) -> tuple[Any, int]:
 
 
 def _bad_image(problem: str) -> UserError:
-    return UserError(f"{problem}; fix or remove it, or leave such images out with --skip-bad")
+    return UserError(f"{problem}; fix or remove it, or leave out such images with --skip-bad")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,36 @@
-"""From a image file's bytes to the centre square of §2."""
+"""From the bytes of an image file to the centre square of §2."""
 
 import struct
 
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 
-MOST_PIXELS = 2**28  # more is taken for a decompression bomb
+MAX_PIXELS = 2**28  # a larger image is treated as a decompression bomb
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The image in a JPEG, PNG or other common file, whatever its name says.
+def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a JPEG, PNG or other common image file. The file's name plays no role.
 
-    Grayscale and CMYK become RGB; transparency is dropped. EXIF orientation is ignored, as TFDS and
-    the authors' tools ignored it: the pixels are taken as they are stored.
+    Grayscale and CMYK become RGB; transparency is dropped. EXIF orientation is ignored, as in TFDS
+    and in the authors' tools: the pixels are taken as they are stored.
 
     Returns:
       uint8 [height, width, 3] in RGB.
 
     Raises:
-      ValueError: it cannot be decoded, is truncated, or has more than `MOST_PIXELS` pixels.
+      ValueError: the image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels.
     """
     height, width, rgb_jpeg = _header(data)
-    if height * width > MOST_PIXELS:
+    if height * width > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels are more than 2^28")
     if rgb_jpeg:
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
-            pass  # some harmless faults are errors to it; cv2 knows them from real ones
+            pass  # simplejpeg also refuses files with harmless faults; cv2 reads those
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -40,11 +41,16 @@ def decode(data: bytes) -> np.ndarray:
     return image
 
 
-def centre_square(image: np.ndarray, size: int) -> np.ndarray:
-    """The central square of a image whose shorter side is rescaled to `size` (§2).
+def centre_square(
+    image: UInt8[np.ndarray, "height width 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The central square of `image`, with its side rescaled to `size` (§2).
 
-    It is cut first, which gives the same to within half a pixel, and does not blow up a image of
-    10 x 10,000 pixels. Shrinking averages areas, so it does not alias; enlarging is bicubic.
+    The paper rescales the whole image and then cuts. Here the square is cut first, so that an image
+    of 10 x 10,000 pixels needs little memory. The results differ slightly: if the sides differ by
+    an odd number, the square lies half a source pixel off the centre; and at the cut edges no
+    pixels beyond the square are used. Shrinking averages areas, so it does not alias; enlarging is
+    bicubic.
 
     Args:
       image: uint8 [height, width, 3].
@@ -64,7 +70,7 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _header(data: bytes) -> tuple[int, int, bool]:
-    """Height and width as far as known without decoding, and whether it is a JPEG but not CMYK."""
+    """Height and width as far as the header tells, and whether it is a JPEG but not CMYK."""
     if data.startswith(_PNG) and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return height, width, False

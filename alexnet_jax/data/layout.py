@@ -1,14 +1,14 @@
-"""What lies in a folder of records; the one module that knows its layout.
+"""The files in a folder of records; no other module knows their layout.
 
-    manifest.json                    what is here; written last, so its presence means complete
+    manifest.json                    what the folder holds; written last: it marks a complete folder
     statistics.npz                   mean image, eigenvalues and eigenvectors of the training pixels
     SPLIT-labels.npy                 int32 [n]
-    SPLIT-00000.array_record ...     'jpeg': one JPEG (quality 95, 4:4:4) a record
+    SPLIT-00000.array_record ...     'jpeg': one JPEG (quality 95, 4:4:4) in each record
     SPLIT-00000.raw ...              'raw': uint8 [n, size, size, 3], to be memory-mapped
 
-While a preparation runs, ``begun.json`` holds its settings, and beside each finished shard lies
-``SPLIT-00000.part.npz`` with its labels and its exact sums. All sums are integers, so the
-statistics do not depend on order, on the number of threads, or on interruptions.
+While `prepare` runs, ``begun.json`` holds its options, and beside each finished shard lies
+``SPLIT-00000.part.npz`` with the shard's labels and exact sums. All sums are integers, so the
+statistics do not depend on the order of the images, the number of threads, or interruptions.
 """
 
 import dataclasses
@@ -16,14 +16,17 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from jaxtyping import Float32, Float64, Int32
+from pydantic import TypeAdapter
 
-from alexnet_jax.runtime.checksum import seal
+from alexnet_jax.runtime.checksum import json_checksum
 from alexnet_jax.runtime.errors import UserError
 
 Format = Literal["jpeg", "raw"]
@@ -32,21 +35,25 @@ VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 BEGUN = "begun.json"
-SUFFIX = {"jpeg": "array_record", "raw": "raw"}
+_SUFFIX = {"jpeg": "array_record", "raw": "raw"}
 
 
 @dataclass(frozen=True)
 class File:
-    """One shard, or one file of labels or statistics: its name, size in bytes, images in it."""
+    """A shard, or a file of labels or statistics: its name, its size in bytes, images in it."""
 
     name: str
     bytes: int
     count: int
 
+    @classmethod
+    def of(cls, path: Path, count: int = 0) -> "File":
+        return cls(path.name, path.stat().st_size, count)
+
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What the manifest says of one split."""
+    """What the manifest says about one split."""
 
     count: int  # images
     label_counts: tuple[int, ...]  # images of each class
@@ -60,15 +67,15 @@ class Manifest:
 
     Attributes:
       version: of the layout.
-      source: what ``prepare --source`` got.
+      source: the value of ``prepare --source``.
       format: 'jpeg' or 'raw'.
       size: side of the square images, pixels.
       classes: the classes' names; label i is ``classes[i]``.
-      splits: by name: 'train', and 'validation' and 'test' where the source has them.
+      splits: by name: 'train', and 'validation' and 'test' if the source has them.
       skipped: "path: reason" of every image left out by ``--skip-bad``.
       statistics: the file of the mean image and the colour covariance's eigenvectors.
-      hash: SHA-256 of images, labels, classes, statistics, size and format. Two preparations with
-        the same hash give the same training.
+      hash: SHA-256 of images, labels, classes, statistics, size and format. Records with the same
+        hash give the same training.
     """
 
     version: int
@@ -81,67 +88,95 @@ class Manifest:
     statistics: File
     hash: str
 
+    def files(self) -> list[File]:
+        """All files but the manifest itself."""
+        splits = self.splits.values()
+        return [self.statistics, *(file for s in splits for file in (s.labels, *s.shards))]
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training images (§2, §4.1), on the scale of grey levels, 0 to 255.
+    """Of the training images (§2, §4.1), in grey levels, 0 to 255.
 
     Attributes:
-      mean: float32 [size, size, 3], the mean image.
-      eigenvalues: float64 [3], descending, of the covariance of the pixels' RGB values; grey levels
-        squared.
-      eigenvectors: float64 [3, 3]; column i belongs to ``eigenvalues[i]``. Its sign is chosen so
-        that its largest component is positive.
+      mean: the mean image.
+      eigenvalues: of the covariance of the pixels' RGB values, descending; grey levels squared.
+      eigenvectors: column i belongs to ``eigenvalues[i]``. Its sign is chosen so that its largest
+        component is positive.
     """
 
-    mean: np.ndarray
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
+    mean: Float32[np.ndarray, "size size 3"]
+    eigenvalues: Float64[np.ndarray, " 3"]
+    eigenvectors: Float64[np.ndarray, "3 3"]
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What decides the content of a preparation, so that only the same one is gone on with.
-
-    Attributes:
-      source: what ``prepare --source`` got.
-      size: side of the images, pixels.
-      format: 'jpeg' or 'raw'.
-      images: SHA-256 of the list of the source's images.
-    """
+    """The options of `prepare` that decide what the records contain; see `Manifest`."""
 
     source: str
     size: int
     format: Format
-    images: str
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        try:
-            return cls(**json.loads((folder / BEGUN).read_text()))
-        except (ValueError, TypeError) as error:
-            raise damaged(folder / BEGUN, first_line(error)) from error
-
-    def begin(self, folder: Path) -> None:
-        """Makes `folder`, or enters the one that an interrupted preparation left.
-
-        Raises:
-          UserError: the folder holds something else.
-        """
-        if not (folder / BEGUN).is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise UserError(f"{folder} is not empty and holds no records; choose another --out")
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder / BEGUN, json.dumps(dataclasses.asdict(self)).encode())
-            return
-        begun = PrepareOptions.load(folder)
-        for key, was in dataclasses.asdict(begun).items():
-            now = getattr(self, key)
-            if was != now:
-                changed = f"--{key}={was}, not {now}" if key != "images" else "other images"
+    def require_same(self, folder: Path, state: str, values: Mapping[str, Any]) -> None:
+        """Raises UserError if `folder` was `state` ('begun', 'prepared') with other `values`."""
+        for key, value in dataclasses.asdict(self).items():
+            if values[key] != value:
                 raise UserError(
-                    f"{folder} was begun with {changed}; delete it or choose another --out"
+                    f"{folder} was {state} with --{key}={values[key]}, not {value}; "
+                    f"delete it or choose another --out"
                 )
+
+
+def begin(folder: Path, options: PrepareOptions, images: str) -> None:
+    """Creates `folder` and its begun.json, or checks the begun.json of an interrupted run.
+
+    Args:
+      folder: of the records.
+      options: of this run.
+      images: a hash of the list of the source's images.
+
+    Raises:
+      UserError: the folder was begun with other options or images, or holds something else.
+    """
+    values = dataclasses.asdict(options) | {"pictures": images}  # the key has its name since 0.1
+    if (folder / BEGUN).is_file():
+        begun = read_begun(folder)
+        options.require_same(folder, "begun", begun)
+        if begun != values:
+            raise UserError(
+                f"{folder} was begun with other images; delete it or choose another --out"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no records; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / BEGUN, values)
+
+
+def read_begun(folder: Path) -> dict[str, Any]:
+    """The values in begun.json: those of `PrepareOptions`, and the hash of the list of images."""
+    try:
+        values = json.loads((folder / BEGUN).read_text())
+        if values.keys() != {"source", "size", "format", "pictures"}:
+            raise ValueError(f"it has the keys {', '.join(values)}")
+        return values
+    except (ValueError, AttributeError) as error:
+        raise damaged(folder / BEGUN, first_line(error)) from error
+
+
+def shard_path(folder: Path, format: Format, split: str, number: int) -> Path:  # noqa: A002
+    return folder / f"{split}-{number:05d}.{_SUFFIX[format]}"
+
+
+def part_path(shard: Path) -> Path:
+    """The file of a shard's labels and sums."""
+    return shard.with_suffix(".part.npz")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    values = dataclasses.asdict(manifest)
+    write_json(folder / MANIFEST, values | {"seal": json_checksum(values)}, indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -150,87 +185,76 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text())
         if values["version"] != VERSION:
             raise UserError(
-                f"{path} is of layout {values['version']}, this program reads {VERSION}; "
+                f"{path} has layout {values['version']}, this program reads layout {VERSION}; "
                 f"delete {folder} and prepare it again"
             )
-        if values.pop("seal", None) not in (None, seal(values)):  # older ones have none
+        if values.pop("seal", None) != json_checksum(values):
             raise ValueError("it has changed since it was written")
-        splits = {name: _split_info(**split) for name, split in values.pop("splits").items()}
-        for key in ("classes", "skipped"):
-            values[key] = tuple(values[key])
-        return Manifest(**values | {"splits": splits, "statistics": File(**values["statistics"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return TypeAdapter(Manifest).validate_python(values)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); "
             f"delete {folder} and prepare it again"
         ) from error
 
 
-def _split_info(count: int, label_counts: list[int], labels: Any, shards: Any) -> SplitInfo:
-    return SplitInfo(count, tuple(label_counts), File(**labels), tuple(File(**f) for f in shards))
+def load_array(path: Path) -> np.ndarray:
+    """The array in a .npy file."""
+    with _check_damage(path):
+        # Mapped first: a damaged header may give a size that would fill the memory. Mapping refuses
+        # a size that is larger than the file.
+        return np.array(np.load(path, mmap_mode="r"))
 
 
-def files(manifest: Manifest) -> list[File]:
-    splits = manifest.splits.values()
-    return [manifest.statistics, *(file for s in splits for file in (s.labels, *s.shards))]
-
-
-def load_arrays(path: Path) -> Any:
-    """The array of a .npy file, or the arrays of a .npz file by name.
-
-    What a damaged header says of an array's size is not believed: it could fill the memory.
-    """
-    try:
-        if path.suffix == ".npy":
-            return np.array(np.load(path, mmap_mode="r"))  # a file shorter than that is refused
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise ValueError("a checksum is wrong")
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a .npz file, by name."""
+    with _check_damage(path), zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("a checksum is wrong")
         return dict(np.load(path))
+
+
+@contextmanager
+def _check_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
         raise damaged(path, first_line(error) or type(error).__name__) from error
 
 
-def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged ({what}); delete {path.parent} and prepare it again")
+def damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); delete {path.parent} and prepare it again")
 
 
-def write(path: Path, data: bytes) -> None:
-    """All or nothing: a reader never sees half of a file."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that gets the name `path` when it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(data)
-        _to_disk(file)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # the bytes first, then the name: a power cut leaves no empty file
     temporary.replace(path)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> File:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-        _to_disk(file)
-    temporary.replace(path)
-    return File(path.name, path.stat().st_size, 0)
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    """Before a file gets its name its bytes must be there, lest a power cut leave it empty."""
-    file.flush()
-    os.fsync(file.fileno())
+def write_json(path: Path, values: Mapping[str, Any], indent: int | None = None) -> None:
+    with new_file(path) as file:
+        file.write(json.dumps(values, indent=indent).encode())
 
 
 def content_hash(
-    key: tuple[int, Format, Sequence[str]],
-    digests: Mapping[str, Sequence[str]],
-    labels: Mapping[str, np.ndarray],
-    statistics: Mapping[str, np.ndarray],
+    manifest: Manifest,
+    shards: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Int32[np.ndarray, " n"]],
+    statistics: Statistics,
 ) -> str:
-    """Of size, format and classes, of each split's shards and labels, and of the statistics."""
-    digest = hashlib.sha256(json.dumps([*key[:2], list(key[2])]).encode())
-    for name, shards in digests.items():
-        digest.update(json.dumps([name, list(shards)]).encode())
+    """`Manifest.hash`; `shards` are the hashes of each split's shards."""
+    options = [manifest.size, manifest.format, list(manifest.classes)]
+    digest = hashlib.sha256(json.dumps(options).encode())
+    for name, hashes in shards.items():
+        digest.update(json.dumps([name, list(hashes)]).encode())
         digest.update(labels[name].tobytes())
-    for array in statistics.values():
+    for array in vars(statistics).values():
         digest.update(array.tobytes())
     return digest.hexdigest()
 

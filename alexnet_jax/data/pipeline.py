@@ -1,9 +1,9 @@
 """Batches of uint8 images, drawn and read on the host by Grain.
 
-A batch is a function of (seed, step) alone: everything random is drawn for the global batch, and
-each process then reads the rows that are its own. So the number of processes, threads and restarts
-changes nothing. What needs floats (mean, mirror image, lighting) is left to `augment`, on the
-device: a uint8 crop is a quarter of the bytes, and mirroring costs the host more than cutting.
+A batch depends on (seed, step) alone: all random numbers are drawn for the global batch, then each
+process reads its own rows. So the number of processes, threads and restarts changes nothing.
+Float arithmetic (mean, mirroring, lighting) is left to `augment`, on the device: a uint8 crop has a
+quarter of the bytes, and on the host mirroring takes longer than cutting.
 """
 
 import functools
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import grain
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from alexnet_jax.config import Data
 from alexnet_jax.data import cores
@@ -24,34 +25,32 @@ Rows = Sequence[tuple[int, int]]  # (start, stop) ranges of the global batch
 
 
 class StepIterator(grain.DatasetIterator):
-    """Batches from step `first_step` on; its whole state is the number of the next step.
+    """Batches from step `first_step` on. Its whole state is the number of the next step.
 
-    Grain's own states only open again with the same number of workers and processes. This one fits
-    any, and can be given to ``grain.checkpoint.CheckpointSave`` and ``CheckpointRestore``. Reading
-    begins with the first batch asked for, or `start_prefetch`.
-
-    After an error the iterator stays failed: it would otherwise go on with the next batch.
+    Grain's own states fit only the same number of workers and processes. This one fits any number,
+    and works with ``grain.checkpoint.CheckpointSave`` and ``CheckpointRestore``. Reading ahead
+    begins when the first batch is asked for.
     """
 
     def __init__(self, batches: grain.MapDataset, threads: int, first_step: int = 0):
         super().__init__()
+        threads = threads or cores()  # one thread reads a batch
         self._batches = batches
-        self._options = _read_options(threads)
+        # Grain's default would read 500 batches ahead.
+        self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         self._next_step = first_step
         self._running: grain.DatasetIterator | None = None
-        self._failure: Exception | None = None
 
     def __next__(self) -> Batch:
-        if self._failure is not None:
-            raise self._failure
-        self.start_prefetch()
-        assert self._running is not None
+        if self._closed:
+            raise ValueError("this iterator is closed")
+        if self._running is None:
+            ahead = self._batches[self._next_step :].to_iter_dataset(self._options)
+            self._running = iter(ahead)
         try:
             batch = next(self._running)
-        except StopIteration:
-            raise
-        except Exception as failure:
-            self._failure = failure
+        except Exception:
+            self._stop()  # asked again, it reads the same batch; Grain would go to the next one
             raise
         self._next_step += 1
         return batch
@@ -61,22 +60,12 @@ class StepIterator(grain.DatasetIterator):
         return {"next_step": self._next_step}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on at ``state['next_step']``."""
+        """Resumes at ``state['next_step']``."""
         self._stop()
         self._next_step = int(state["next_step"])
-        self._failure = None
-
-    def start_prefetch(self) -> None:
-        """Begins to read ahead, as does asking for a batch."""
-        if self._closed:
-            raise ValueError("this iterator is closed")
-        if self._running is None:
-            ahead = self._batches[self._next_step :].to_iter_dataset(self._options)
-            self._running = iter(ahead)
-            self._running.start_prefetch()
 
     def close(self) -> None:
-        """Ends its threads."""
+        """Ends the threads."""
         self._stop()
         super().close()
 
@@ -89,11 +78,11 @@ class StepIterator(grain.DatasetIterator):
 def train_batches(
     split: Split, data: Data, *, batch: int, seed: int, rows: Rows, first_step: int = 0
 ) -> StepIterator:
-    """Endless training batches (§4.1): shuffled anew for each epoch, every image once in each.
+    """Endless training batches (§4.1), in a new order for each epoch, every image once in each.
 
     Args:
-      split: from which to draw. A batch may reach into the next epoch, or be larger than the split.
-      data: crop, random_crop, mirror and threads (0: one for each core).
+      split: the training images. A batch may reach into the next epoch, or be larger than `split`.
+      data: its crop, random_crop, mirror and threads (0: one for each core) are used.
       batch: images in a global batch.
       seed: of the order and of all that is drawn; 0 to 2^32 - 1.
       rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
@@ -101,9 +90,9 @@ def train_batches(
 
     Yields:
       image: uint8 [b, crop, crop, 3], not mirrored.
-      corner: int32 [b, 2], the row and column in the image at which the crop begins.
-      mirror: bool [b], whether the mirror image is to be learnt from.
-      light: float32 [b, 3], draws from N(0, 1) for the three components of the lighting.
+      corner: int32 [b, 2], row and column of the crop's first pixel in the image.
+      mirror: bool [b], whether to use the mirror image.
+      light: float32 [b, 3], drawn from N(0, 1) for the three components of the lighting.
       label: int32 [b].
       row: int32 [b], the place in the global batch.
 
@@ -111,28 +100,28 @@ def train_batches(
       UserError: while iterating, at a damaged record.
     """
     steps = grain.MapDataset.range(sys.maxsize).seed(seed)
-    read = _TrainRead(split, data, _Order(len(split), seed), batch, _rows(rows))
+    read = _TrainRead(split, data, _Order(len(split), seed), batch, _row_numbers(rows))
     return StepIterator(steps.random_map(read), data.threads, first_step)
 
 
 def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepIterator:
-    """Every image once and in order, in `eval_steps` batches. Close it when done, or exhaust it.
+    """Every image once and in order, in `eval_steps` batches. Read it to its end, or close it.
 
     Args:
-      split: to be read.
+      split: the images.
       batch: images in a global batch. The last one is filled up with black images.
       rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
       threads: that read; 0: one for each core.
 
     Yields:
       image: uint8 [b, size, size, 3].
-      label: int32 [b]; 0 for what fills up the last batch.
+      label: int32 [b]; 0 for the black images.
 
     Raises:
       UserError: while iterating, at a damaged record.
     """
     steps = grain.MapDataset.range(eval_steps(len(split), batch))
-    return StepIterator(steps.map(_EvalRead(split, batch, _rows(rows))), threads)
+    return StepIterator(steps.map(_EvalRead(split, batch, _row_numbers(rows))), threads)
 
 
 def eval_steps(images: int, batch: int) -> int:
@@ -141,10 +130,10 @@ def eval_steps(images: int, batch: int) -> int:
 
 
 class _Order:
-    """The order in which images are drawn: a new permutation in each epoch.
+    """The order in which images are drawn: a new permutation for each epoch.
 
-    Grain's `shuffle` finds one index at a time, in 11 microseconds for ImageNet and 70 for a set of
-    500 images: up to half of what reading a raw image takes.
+    Grain's `shuffle` computes one index at a time, in 11 microseconds for ImageNet and in 70 for a
+    set of 500 images: up to half of the time that it takes to read a raw image.
     """
 
     def __init__(self, images: int, seed: int) -> None:
@@ -156,8 +145,8 @@ class _Order:
 
         self._permutation = permutation
 
-    def indices(self, start: int, count: int) -> np.ndarray:
-        """The images at the places `start` to `start + count` of the endless order: int32."""
+    def indices(self, start: int, count: int) -> Int32[np.ndarray, " count"]:
+        """The images at the places `start` to `start + count` of the endless order."""
         epochs, places = np.divmod(np.arange(start, start + count), self._images)
         drawn = [self._permutation(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
         return np.concatenate(drawn)
@@ -165,18 +154,18 @@ class _Order:
 
 @dataclass(frozen=True)
 class _TrainRead(grain.transforms.RandomMap):
-    """From a step, and its own random generator, to this process' part of that batch."""
+    """From a step and its random generator to this process' rows of the batch."""
 
     split: Split
     data: Data
     order: _Order
     batch: int
-    rows: np.ndarray
+    rows: Int32[np.ndarray, " b"]
 
     def random_map(self, step: int, rng: np.random.Generator) -> Batch:
         batch, crop, free = self.batch, self.data.crop, self.split.size - self.data.crop
         indices = self.order.indices(step * batch, batch)
-        # All is always drawn, so that switching one thing off leaves the others as they were.
+        # Everything is always drawn, so switching off one option does not change the other draws.
         corner = rng.integers(0, free + 1, (batch, 2), np.int32)
         mirror = rng.random(batch) < 0.5
         light = rng.standard_normal((batch, 3), np.float32)
@@ -201,11 +190,11 @@ class _TrainRead(grain.transforms.RandomMap):
 
 @dataclass(frozen=True)
 class _EvalRead(grain.transforms.Map):
-    """From a step to this process' part of that batch."""
+    """From a step to this process' rows of the batch."""
 
     split: Split
     batch: int
-    rows: np.ndarray
+    rows: Int32[np.ndarray, " b"]
 
     def map(self, step: int) -> Batch:
         indices = step * self.batch + self.rows
@@ -219,21 +208,14 @@ class _EvalRead(grain.transforms.Map):
         return {"image": image, "label": label}
 
 
-def _aligned(*shape: int) -> np.ndarray:
-    """An empty uint8 array whose memory a CPU's devices share with the host instead of copying.
+def _aligned(*shape: int) -> UInt8[np.ndarray, "..."]:
+    """An uninitialized uint8 array, aligned so that CPU devices use its memory without a copy.
 
-    XLA does so where an address is a multiple of 64 bytes; numpy's own are multiples of 16.
+    XLA needs an address that is a multiple of 64 bytes; numpy's are multiples of 16.
     """
     memory = np.empty(math.prod(shape) + 63, np.uint8)
     return memory[-memory.ctypes.data % 64 :][: math.prod(shape)].reshape(shape)
 
 
-def _rows(ranges: Rows) -> np.ndarray:
-    """Their row numbers: int32 [b]."""
+def _row_numbers(ranges: Rows) -> Int32[np.ndarray, " b"]:
     return np.concatenate([np.arange(*one, dtype=np.int32) for one in ranges])
-
-
-def _read_options(threads: int) -> grain.ReadOptions:
-    """A batch is read by one thread. The default options would read 500 batches ahead."""
-    threads = threads or cores()
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

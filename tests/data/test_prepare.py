@@ -149,7 +149,7 @@ def test_twice(tmp_path, capsys, monkeypatch):
     main(arguments)
     assert "is prepared: 20 train, 512 validation images" in capsys.readouterr().out
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(prepare_module, "_run", lambda *_: pytest.fail("it is done"))
+    monkeypatch.setattr(prepare_module, "_write_shards", lambda *_: pytest.fail("it is done"))
     main(arguments)
     assert "was prepared before: 20 train, 512 validation images" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before

@@ -111,10 +111,11 @@ def test_no_folder_or_no_records(tmp_path):
 
 
 def test_half_prepared(tmp_path):
-    layout.PrepareOptions("folder:there", 64, "raw", "abc").begin(tmp_path / "half")
+    options = layout.PrepareOptions("folder:there", 64, "raw")
+    layout.begin(tmp_path / "half", options, "hash of the list of images")
     assert not records.is_prepared(tmp_path / "half")
     command = rf"--source=folder:there --out={tmp_path}/half --size=64 --format=raw"
-    with pytest.raises(UserError, match="only half prepared; to go on: .*" + command):
+    with pytest.raises(UserError, match="only half prepared; to resume: .*" + command):
         records.open_records(tmp_path / "half")
 
 
@@ -142,7 +143,7 @@ def test_manifest_of_another_layout(raw_records, tmp_path):
     path = copy(raw_records, tmp_path)
     values = json.loads((path / layout.MANIFEST).read_text())
     (path / layout.MANIFEST).write_text(json.dumps(values | {"version": 2}))
-    with pytest.raises(UserError, match="is of layout 2, this program reads 1"):
+    with pytest.raises(UserError, match="has layout 2, this program reads layout 1"):
         records.open_records(path)
 
 
@@ -167,35 +168,55 @@ def test_damaged_record_is_named(jpeg_records, tmp_path):
 
 def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
     """Every shard's images and labels take part in the identity of a preparation."""
-    settings = layout.PrepareOptions("any", 2, "raw", "")
+    options = layout.PrepareOptions("any", 2, "raw")
 
     def content(pixel: int, label: int) -> str:
         folder = tmp_path / f"{pixel}-{label}"
         folder.mkdir()
-        writer = shards.ShardWriter(folder, settings, "train", 0)
+        writer = shards.ShardWriter(layout.shard_path(folder, "raw", "train", 0), options)
         writer.add(np.full((2, 2, 3), pixel, np.uint8), label)
-        return shards.finish(folder, settings, ("a", "b"), {"train": [writer.close()]}).hash
+        return shards.finish(folder, options, ("a", "b"), {"train": [writer.close()]}).hash
 
     assert len({content(1, 0), content(2, 0), content(1, 1)}) == 3
 
 
-def test_begun_with_other_settings(tmp_path):
-    settings = layout.PrepareOptions("generated", 64, "raw", "abc")
-    settings.begin(tmp_path / "out")
-    settings.begin(tmp_path / "out")
+def test_begun_with_other_options(tmp_path):
+    options = layout.PrepareOptions("generated", 64, "raw")
+    layout.begin(tmp_path / "out", options, "abc")
+    layout.begin(tmp_path / "out", options, "abc")
     for change, message in (
         ({"size": 32}, "begun with --size=64, not 32"),
+        ({"format": "jpeg"}, "begun with --format=raw, not jpeg"),
         ({"source": "generated:5"}, "begun with --source=generated, not generated:5"),
-        ({"images": "x"}, "begun with other images"),
     ):
         with pytest.raises(UserError, match=message):
-            dataclasses.replace(settings, **change).begin(tmp_path / "out")
+            layout.begin(tmp_path / "out", dataclasses.replace(options, **change), "abc")
+    with pytest.raises(UserError, match="begun with other images"):
+        layout.begin(tmp_path / "out", options, "xyz")
+
+
+def test_begun_by_version_0_1(tmp_path):
+    """Byte for byte what version 0.1 wrote; its key for the images has kept its name."""
+    values = '{"source": "generated", "size": 64, "format": "raw", "pictures": "abc"}'
+    (tmp_path / "begun.json").write_text(values)
+    layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
+    assert (tmp_path / "begun.json").read_text() == values
+    (tmp_path / "begun.json").unlink()
+    layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
+    assert (tmp_path / "begun.json").read_text() == values
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": "generated", "size": 64}'])
+def test_damaged_begun(tmp_path, text):
+    (tmp_path / "begun.json").write_text(text)
+    with pytest.raises(UserError, match=r"begun.json is damaged .*prepare it again"):
+        layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and holds no records"):
-        layout.PrepareOptions("generated", 64, "raw", "abc").begin(tmp_path)
+        layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -56,7 +56,7 @@ def test_folder(tmp_path):
         (["train/1.png"], "train has no folders; it must hold one for each class"),
         (["train/cat/1.png", "val/dog/1.png"], "val/dog is a class that the training split does"),
         (["train/cat/1.png", "val/cat/1", "valid/cat/1"], "are both the validation split"),
-        (["train/cat/more/1.png"], "train/cat/more is a folder where a image should be"),
+        (["train/cat/more/1.png"], "train/cat/more is a folder where an image should be"),
     ],
 )
 def test_folder_of_another_shape(tmp_path, files, message):

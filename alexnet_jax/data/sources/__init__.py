@@ -1,12 +1,10 @@
-"""Where images come from: folders, ILSVRC's tars, TFDS, CIFAR-10, or the program itself."""
-
-from collections.abc import Callable
+"""Sources of images: folders, ILSVRC-2012's tars, TFDS, CIFAR-10, or images that are generated."""
 
 from alexnet_jax.data.sources import cifar10, files, generated, ilsvrc2012, tfds
-from alexnet_jax.data.sources.source import Example, Source, Split
+from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
-__all__ = ["KINDS", "Example", "Source", "Split", "open_source"]
+__all__ = ["KINDS", "Example", "Source", "SourceSplit", "open_source"]
 
 KINDS = "folder:PATH, ilsvrc2012:PATH, tfds:NAME, cifar10:PATH or generated"
 
@@ -19,28 +17,28 @@ def open_source(spec: str, size: int) -> Source:
 
     ilsvrc2012:PATH: PATH holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which are read
     without unpacking; or train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or WNID/*.JPEG, which
-    are training images only. Labels are always those of the 1000 classes, by their sorted WNIDs.
+    are training images only. The labels always number all 1000 classes, sorted by WNID.
 
     tfds:NAME or tfds:NAME@DATA_DIR: an image classification set of TensorFlow Datasets. It is
-    looked for, and made if need be, in DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets);
-    what it needs by hand goes to DATA_DIR/downloads/manual. Reading it does not need TensorFlow;
-    making some, such as imagenet2012, does.
+    searched in DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets), and made there if it is
+    missing. Files to download by hand go to DATA_DIR/downloads/manual. Reading a set does not need
+    TensorFlow; making some sets, such as imagenet2012, does.
 
-    cifar10:PATH: the original's python or binary version, its folder or its tar.gz.
+    cifar10:PATH: the original's python or binary version: its folder or its tar.gz.
 
     generated or generated:COUNT: ten classes, drawn at `size`; COUNT training images (4096).
 
     Args:
       spec: one of these.
-      size: side of the images that will be made, in pixels.
+      size: side of the images in the records, pixels.
 
     Raises:
-      UserError: there is no such source, or no training split in it, or it is damaged.
+      UserError: there is no such source, or it has no training split, or it is damaged.
     """
     kind, _, rest = spec.partition(":")
     if kind == "generated":
         return generated.open_generated(rest, size)
-    readers: dict[str, Callable[[str], Source]] = {
+    readers = {
         "folder": files.open_folder,
         "ilsvrc2012": ilsvrc2012.open_ilsvrc2012,
         "tfds": tfds.open_tfds,
@@ -50,6 +48,6 @@ def open_source(spec: str, size: int) -> Source:
         raise UserError(f"--source={spec}: a source is {KINDS}")
     source = readers[kind](rest)
     if "train" not in source.splits:
-        there = ", ".join(source.splits) or "none"
-        raise UserError(f"--source={spec} has no split 'train' (found: {there})")
+        found = ", ".join(source.splits) or "none"
+        raise UserError(f"--source={spec} has no split 'train' (found: {found})")
     return source

@@ -1,7 +1,6 @@
-"""CIFAR-10, in the python or the binary version that its authors publish."""
+"""CIFAR-10, in the python or the binary version that its authors published."""
 
 import io
-import itertools
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator
@@ -10,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
-from alexnet_jax.data.sources.source import Example, Source, Split
+from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+Batch = tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, " n"]]  # images and labels
+_ALLOWED = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Arrays:
     """Images in memory."""
 
     where: str
-    images: np.ndarray  # uint8 [n, height, width, 3]
-    labels: np.ndarray
+    images: UInt8[np.ndarray, "n height width 3"]
+    labels: Int32[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,21 +46,16 @@ class Arrays:
 
 def open_cifar10(path: str) -> Source:
     """The source of ``cifar10:PATH``."""
-    found = dict(_files(Path(path)))
-    numbers = range(1, 6)
+    files = dict(_files(Path(path)))
     for suffix, decode in (("", _python), (".bin", _binary)):
-        parts = {
-            "train": [f"data_batch_{number}{suffix}" for number in numbers],
-            "test": [f"test_batch{suffix}"],
-        }
-        if not found.keys() >= set(itertools.chain(*parts.values())):
-            continue
-        splits: dict[str, Split] = {}
-        for split, names in parts.items():
-            decoded = [decode(name, found[name]()) for name in names]
-            images, labels = (np.concatenate(each) for each in zip(*decoded, strict=True))
-            splits[split] = Arrays(f"{path}/{split}", images, labels)
-        return Source(CLASSES, splits)
+        train, test = [f"data_batch_{i}{suffix}" for i in range(1, 6)], [f"test_batch{suffix}"]
+        if files.keys() >= {*train, *test}:
+            splits: dict[str, SourceSplit] = {}
+            for split, names in (("train", train), ("test", test)):
+                batches = [decode(name, files[name]()) for name in names]
+                images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
+                splits[split] = Arrays(f"{path}/{split}", images, labels)
+            return Source(CLASSES, splits)
     raise UserError(
         f"--source=cifar10:{path} must be cifar-10-python.tar.gz, cifar-10-binary.tar.gz, "
         f"or the folder with data_batch_1 to 5 and test_batch (or .bin) that is in it"
@@ -62,7 +63,7 @@ def open_cifar10(path: str) -> Source:
 
 
 def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The names of the files in a folder or a tar, and what reads them."""
+    """The names of the files in a folder or a tar, and functions that read them."""
     if path.is_dir():
         for file in path.iterdir():
             yield file.name, file.read_bytes
@@ -79,23 +80,23 @@ def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             ) from error
 
 
-def _binary(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _binary(name: str, data: bytes) -> Batch:
     if not data or len(data) % 3073:
         raise UserError(f"{name} has {len(data)} bytes, no multiple of 3073: it is damaged")
     rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    return _arrays(name, rows[:, 1:], rows[:, 0])
+    return _batch(name, rows[:, 1:], rows[:, 0])
 
 
-def _python(name: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _python(name: str, data: bytes) -> Batch:
     try:
         batch = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-        return _arrays(name, batch[b"data"], np.array(batch[b"labels"]))
+        return _batch(name, batch[b"data"], np.array(batch[b"labels"]))
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{name} is no batch of CIFAR-10 ({error}); get it again") from error
 
 
-def _arrays(name: str, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both versions store a image as all red, then all green, then all blue pixels."""
+def _batch(name: str, pixels: np.ndarray, labels: np.ndarray) -> Batch:
+    """Both versions store an image as all red, then all green, then all blue pixels."""
     if labels.max() >= len(CLASSES):
         raise UserError(
             f"{name} has label {labels.max()}, but the classes are 0 to 9: it is damaged"
@@ -105,15 +106,10 @@ def _arrays(name: str, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """A pickle can run anything; this one may only make numpy arrays."""
+    """Unpickles only numpy arrays: a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.")  # its name when CIFAR-10 was written
-        allowed = {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }
-        if (module, name) not in allowed:
+        module = module.replace("numpy.core.", "numpy._core.")  # its name when CIFAR-10 was made
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)

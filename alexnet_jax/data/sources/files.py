@@ -1,12 +1,10 @@
-"""Images in files of their own, in a folder for each class."""
+"""Image files in one folder for each class."""
 
 import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from alexnet_jax.data.sources.source import SPLITS, Example, Source
 from alexnet_jax.runtime.errors import UserError
@@ -18,7 +16,7 @@ class Files:
 
     root: Path
     paths: Sequence[str]  # below root
-    labels: np.ndarray
+    labels: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -27,14 +25,13 @@ class Files:
         return str(self.root / self.paths[index])
 
     def read(self, index: int) -> Example:
-        """Raises ValueError where there is only a link that leads nowhere."""
+        """Raises ValueError for a symbolic link without a target."""
         try:
-            data = (self.root / self.paths[index]).read_bytes()
+            return Example((self.root / self.paths[index]).read_bytes(), self.labels[index])
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 raise ValueError("is a link that leads nowhere") from error
             raise
-        return Example(data, int(self.labels[index]))
 
 
 def open_folder(path: str) -> Source:
@@ -57,7 +54,7 @@ def open_folder(path: str) -> Source:
 
 
 def class_folders(root: Path, classes: Sequence[str]) -> Files:
-    """The images of root/CLASS/IMAGE, classes and images in the order of their names."""
+    """The images of root/CLASS/IMAGE, sorted by class and name."""
     numbers = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
     for folder in subfolders(root):
@@ -66,17 +63,16 @@ def class_folders(root: Path, classes: Sequence[str]) -> Files:
         names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
         labels += [numbers[folder.name]] * len(names)
-    return Files(root, paths, np.array(labels, np.int32))
+    return Files(root, paths, labels)
 
 
 def image_names(folder: Path) -> list[str]:
     """The names of all files in `folder` that are not hidden, sorted."""
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in shown:
-        if os.path.isdir(entry.path):  # a link that leads nowhere is none
-            raise UserError(f"{entry.path} is a folder where a image should be")
-    return sorted(entry.name for entry in shown)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    for name in names:
+        if os.path.isdir(folder / name):
+            raise UserError(f"{folder / name} is a folder where an image should be")
+    return names
 
 
 def subfolders(root: Path) -> list[Path]:

@@ -1,8 +1,8 @@
-"""The set that needs no download: ten classes of drawn images.
+"""A set that needs no download: drawn images in ten classes.
 
-Five forms in two families of colours. A class is told only by form and colour together, so that
-both the colour-agnostic and the colour-specific kernels of Fig. 3 have something to learn. Place,
-size, proportions, brightness and background vary; a mirror image stays in its class.
+The classes are five forms in two families of colours. Form and colour are both needed to tell the
+classes apart, so both the colour-agnostic and the colour-specific kernels of Fig. 3 have something
+to learn. Place, size, proportions, brightness and background vary; mirroring keeps the class.
 """
 
 import colorsys
@@ -10,23 +10,22 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from alexnet_jax.data.sources.source import Example, Source
 from alexnet_jax.runtime.errors import UserError
 
 FORMS = ("disk", "cross", "horizontal", "vertical", "checks")
-FAMILIES = {
-    "warm": (0.95, 1.14),
-    "cool": (0.45, 0.68),
-}  # hues in turns: red to yellow, cyan to blue
+# Ranges of hues, where 1 is the whole colour circle: red to yellow, cyan to blue.
+FAMILIES = {"warm": (0.95, 1.14), "cool": (0.45, 0.68)}
 CLASSES = tuple(f"{family} {form}" for family in FAMILIES for form in FORMS)
 TRAIN, VALIDATION = 4096, 512  # images
 
-_SCALE = 4  # cv2 draws at fractions of a pixel: in 2^-4
+_SHIFT = 4  # cv2 draws in units of 2^-4 pixels
 
 
 def open_generated(count: str, size: int) -> Source:
-    """`count` training images, or 4096 if it is empty, and 512 others, of side `size`."""
+    """`count` training images ('' for 4096) and 512 validation images, of side `size`."""
     if count and not (count.isdecimal() and int(count)):
         raise UserError(f"--source=generated:{count}: give a number of images, as generated:4096")
     train = Drawn(int(count or TRAIN), 0, size)
@@ -53,8 +52,8 @@ class Drawn:
         return Example(draw((self.split, index), label, self.size), label)
 
 
-def draw(seed: tuple[int, int], label: int, size: int) -> np.ndarray:
-    """The image of class `label` that `seed` makes: uint8 [size, size, 3] in RGB."""
+def draw(seed: tuple[int, int], label: int, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Draws an image of class `label`; `seed` decides all the rest."""
     rng = np.random.default_rng(seed)
     family, form = CLASSES[label].split()
     hue = rng.uniform(*FAMILIES[family]) % 1
@@ -65,21 +64,21 @@ def draw(seed: tuple[int, int], label: int, size: int) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth clouds with little colour: float32 [size, size, 3]."""
+def _background(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "{size} {size} 3"]:
+    """Smooth clouds with little colour."""
     grey = rng.uniform(40, 200) + rng.normal(0, 30, (5, 5, 1))
     clouds = (grey + rng.normal(0, 8, (5, 5, 3))).astype(np.float32)
     return cv2.resize(clouds, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def _mask(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
-    """Where the form is: float32 [size, size] in [0, 1]. It fills 40% to 75% of the sides."""
-    half = rng.uniform(0.2, 0.375, 2) * size  # of its height and width
+def _mask(rng: np.random.Generator, form: str, size: int) -> Float32[np.ndarray, "{size} {size}"]:
+    """Where the form is, in [0, 1]. Its sides are 40% to 75% of the image's."""
+    half = rng.uniform(0.2, 0.375, 2) * size  # half of its height and width
     centre = rng.uniform(half, size - half)
     mask = np.zeros((size, size), np.uint8)
     if form == "disk":
         axes = _fixed(half.mean() * np.ones(2))
-        cv2.ellipse(mask, _fixed(centre[::-1]), axes, 0, 0, 360, 255, -1, cv2.LINE_AA, _SCALE)
+        cv2.ellipse(mask, _fixed(centre[::-1]), axes, 0, 0, 360, 255, -1, cv2.LINE_AA, _SHIFT)
     elif form == "cross":
         bar = half.min() * rng.uniform(0.25, 0.4)
         _box(mask, centre, np.array([half[0], bar]))
@@ -90,8 +89,10 @@ def _mask(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
     return inside if form in ("disk", "cross") else inside * _texture(rng, form, size)
 
 
-def _texture(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
-    """Stripes or checks over the whole image, with soft edges: float32 [size, size]."""
+def _texture(
+    rng: np.random.Generator, form: str, size: int
+) -> Float32[np.ndarray, "{size} {size}"]:
+    """Stripes or checks over the whole image, with soft edges, in [0, 1]."""
     period = size * rng.uniform(0.1, 0.16)
     waves = np.sin(2 * np.pi * (np.arange(size)[:, None] / period + rng.random(2)))
     down, across = waves[:, :1], waves[:, 1:].T
@@ -99,11 +100,11 @@ def _texture(rng: np.random.Generator, form: str, size: int) -> np.ndarray:
     return np.clip(0.5 + 4 * np.broadcast_to(wave, (size, size)), 0, 1).astype(np.float32)
 
 
-def _box(mask: np.ndarray, centre: np.ndarray, half: np.ndarray) -> None:
+def _box(mask: UInt8[np.ndarray, "size size"], centre: np.ndarray, half: np.ndarray) -> None:
     low, high = _fixed((centre - half)[::-1]), _fixed((centre + half)[::-1])
-    cv2.rectangle(mask, low, high, 255, -1, cv2.LINE_AA, _SCALE)
+    cv2.rectangle(mask, low, high, 255, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _fixed(values: np.ndarray) -> tuple[int, int]:
-    x, y = np.round(values * 2**_SCALE).astype(int).tolist()
+    x, y = np.round(values * 2**_SHIFT).astype(int).tolist()
     return x, y

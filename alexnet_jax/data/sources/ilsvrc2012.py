@@ -1,22 +1,15 @@
-"""ILSVRC-2012, as its tars, which are read without unpacking, or as folders."""
+"""ILSVRC-2012, from its tars, which are read without unpacking, or from folders."""
 
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
-from alexnet_jax.data.sources.files import (
-    Files,
-    class_folders,
-    existing_folder,
-    image_names,
-    subfolders,
-)
-from alexnet_jax.data.sources.source import Example, Source, Split
+from alexnet_jax.data.sources import files
+from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
@@ -26,7 +19,7 @@ _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 class _Member(NamedTuple):
-    """One image in a tar."""
+    """One image in a tar: its name, its first byte, its bytes."""
 
     name: str
     start: int
@@ -34,80 +27,79 @@ class _Member(NamedTuple):
     label: int
 
 
+@dataclass(frozen=True)
 class Tar:
-    """Images in a tar, read at their place in it."""
+    """Images in a tar, read without unpacking it."""
 
-    def __init__(self, path: Path, members: Sequence[_Member]):
-        self._path = path
-        self._members = members
+    path: Path
+    members: Sequence[_Member]
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def name(self, index: int) -> str:
-        return f"{self._path}/{self._members[index].name}"
+        return f"{self.path}/{self.members[index].name}"
 
     def read(self, index: int) -> Example:
-        _, start, count, label = self._members[index]
-        with self._path.open("rb") as file:
+        _, start, count, label = self.members[index]
+        with self.path.open("rb") as file:
             file.seek(start)
             return Example(file.read(count), label)
 
 
 def open_ilsvrc2012(path: str) -> Source:
     """The source of ``ilsvrc2012:PATH``."""
-    root = existing_folder(path, "ilsvrc2012")
-    wnids = _text("labels.txt")
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    splits: dict[str, Split] = {}
+    root = files.existing_folder(path, "ilsvrc2012")
+    labels = {wnid: label for label, wnid in enumerate(_tfds_lines("labels.txt"))}
+    splits: dict[str, SourceSplit] = {}
     if (root / TRAIN_TAR).is_file():
         splits["train"] = Tar(root / TRAIN_TAR, _train_members(root / TRAIN_TAR, labels))
     elif (root / "train").is_dir():
-        splits["train"] = _wnid_folders(root / "train", wnids)
-    elif any(_WNID.fullmatch(folder.name) for folder in subfolders(root)):
-        return Source(wnids, {"train": _wnid_folders(root, wnids)})
+        splits["train"] = _wnid_folders(root / "train", labels)
+    elif any(_WNID.fullmatch(folder.name) for folder in files.subfolders(root)):
+        return Source(tuple(labels), {"train": _wnid_folders(root, labels)})
     if (root / VALIDATION_TAR).is_file():
         members = _validation_members(root / VALIDATION_TAR, labels)
         splits["validation"] = Tar(root / VALIDATION_TAR, members)
     elif (root / "val").is_dir():
-        splits["validation"] = _validation_folder(root / "val", wnids)
+        splits["validation"] = _validation_folder(root / "val", labels)
     if not splits:
         raise UserError(
             f"{root} holds neither {TRAIN_TAR} nor train/WNID/*.JPEG; "
             f"download ILSVRC-2012 from https://image-net.org and give the folder of its tars"
         )
-    return Source(wnids, splits)
+    return Source(tuple(labels), splits)
 
 
-def _text(name: str) -> tuple[str, ...]:
-    """The lines of a text that TFDS carries: the sorted WNIDs, or the validation set's WNIDs."""
-    spec = util.find_spec("tensorflow_datasets")
+def _tfds_lines(name: str) -> list[str]:
+    """The lines of a file in TFDS: the sorted WNIDs, or the WNIDs of the validation images."""
+    spec = util.find_spec("tensorflow_datasets")  # found without importing it
     assert spec is not None
-    assert spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0], "datasets", "imagenet2012", name)
-    return tuple(path.read_text().split())
+    assert spec.origin is not None
+    return (
+        Path(spec.origin).with_name("datasets").joinpath("imagenet2012", name).read_text().split()
+    )
 
 
-def _wnid_folders(root: Path, wnids: Sequence[str]) -> Files:
-    for folder in subfolders(root):
-        if folder.name not in wnids:
+def _wnid_folders(root: Path, labels: Mapping[str, int]) -> files.Files:
+    for folder in files.subfolders(root):
+        if folder.name not in labels:
             raise UserError(
                 f"{folder} is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
             )
-    return class_folders(root, wnids)
+    return files.class_folders(root, tuple(labels))
 
 
-def _validation_folder(root: Path, wnids: Sequence[str]) -> Files:
-    if subfolders(root):
-        return _wnid_folders(root, wnids)
-    names = image_names(root)
-    labels = _validation_labels(names, root, {wnid: label for label, wnid in enumerate(wnids)})
-    return Files(root, names, np.array(labels, np.int32))
+def _validation_folder(root: Path, labels: Mapping[str, int]) -> files.Files:
+    if files.subfolders(root):
+        return _wnid_folders(root, labels)
+    names = files.image_names(root)
+    return files.Files(root, names, _validation_labels(names, root, labels))
 
 
 def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, int]) -> list[int]:
-    """By the number in the name: no part of the set can be given another part's labels."""
-    truth = _text("validation_labels.txt")
+    """By the number in each name, so that the labels are right even if images are missing."""
+    truth = _tfds_lines("validation_labels.txt")
     found = []
     for name in names:
         match = _VALIDATION_NAME.fullmatch(name)
@@ -122,17 +114,16 @@ def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, i
 
 def _validation_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
     with path.open("rb") as file:
-        members = sorted(_tar_files(path, file), key=lambda member: Path(member.name).name)
-    names = [Path(member.name).name for member in members]
-    found = _validation_labels(names, path, labels)
+        members = {Path(member.name).name: member for member in _tar_files(path, file)}
+    names = sorted(members)
     return [
-        _Member(name, member.offset_data, member.size, label)
-        for name, member, label in zip(names, members, found, strict=True)
+        _Member(name, members[name].offset_data, members[name].size, label)
+        for name, label in zip(names, _validation_labels(names, path, labels), strict=True)
     ]
 
 
 def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
-    """From the tar of a tar for each class; a tar in a tar is read from where its bytes begin."""
+    """From the tar that holds one tar for each class; the inner tars are read in place."""
     members = []
     with path.open("rb") as file, progress_bar(1000, f"index of {path.name}", "classes") as bar:
         for inner in sorted(_tar_files(path, file), key=lambda member: member.name):
@@ -148,12 +139,12 @@ def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
     return members
 
 
-def _tar_files(path: Path, file: Any) -> Iterator[tarfile.TarInfo]:
-    """The files in the tar that begins where `file`, the open `path`, stands."""
+def _tar_files(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The files in the tar that begins at the current position of `file`, the open `path`."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             yield from (member for member in tar if member.isfile())
-            # tarfile takes a header that it cannot read for the end; the true end is zeros.
+            # tarfile takes an unreadable header for the end of the tar; the true end is zeros.
             file.seek(tar.offset)
             if file.read(512) != bytes(512):
                 raise tarfile.ReadError(f"no end where it should be, at byte {tar.offset}")

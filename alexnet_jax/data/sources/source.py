@@ -1,11 +1,13 @@
-"""What every source is: classes, and splits whose images are read when asked for."""
+"""What every source provides: classes, and splits whose images are read when asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import UInt8
 
+# The names that sources use, and the names of the splits of records.
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -16,19 +18,19 @@ SPLITS = {
 
 
 class Example(NamedTuple):
-    """A image, as a file's bytes or as uint8 [height, width, 3] in RGB, and its label."""
+    """An image, as the bytes of a file or decoded in RGB, and its label."""
 
-    image: bytes | np.ndarray
+    image: bytes | UInt8[np.ndarray, "height width 3"]
     label: int
 
 
-class Split(Protocol):
-    """Images in a fixed order, read when asked for, by any number of threads at once."""
+class SourceSplit(Protocol):
+    """Images in a fixed order. Any number of threads may read at the same time."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where image `index` is, in words that find it again."""
+        """Where image `index` is, so that a user can find it."""
         ...
 
     def read(self, index: int) -> Example: ...
@@ -36,7 +38,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Splits by name ('train', and perhaps 'validation' and 'test') and the classes' names."""
+    """The classes' names, and splits by name: 'train', perhaps 'validation' and 'test'."""
 
     classes: tuple[str, ...]
-    splits: Mapping[str, Split]
+    splits: Mapping[str, SourceSplit]

@@ -1,20 +1,20 @@
 """Image classification sets of TensorFlow Datasets; reading them does not need TensorFlow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from alexnet_jax.data.sources.source import SPLITS, Example, Source, Split
+from alexnet_jax.data.sources.source import SPLITS, Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Tfds:
-    """One split of a TFDS set; images come as the files that TFDS stored."""
+    """One split of a TFDS set; its images are the files that TFDS stored."""
 
     where: str
-    data: Any  # a random access data source
+    data: Sequence[Mapping[str, Any]]
     image_key: str
     label_key: str
 
@@ -49,10 +49,10 @@ def open_tfds(spec: str) -> Source:
     stored = builder.info.file_format
     if stored is None or stored.value not in {"array_record", "parquet"}:
         raise UserError(
-            f"{where} lies in {builder.data_path} as {stored and stored.value}, "
-            f"which has no random access; have it made elsewhere: tfds:{name}@DATA_DIR"
+            f"{where} is in {builder.data_path} as {stored and stored.value}, "
+            f"which has no random access; let it be made in another folder: tfds:{name}@DATA_DIR"
         )
-    splits: dict[str, Split] = {}
+    splits: dict[str, SourceSplit] = {}
     for theirs, ours in SPLITS.items():
         if theirs not in builder.info.splits:
             continue
@@ -65,7 +65,7 @@ def open_tfds(spec: str) -> Source:
 
 @contextmanager
 def _tfds_errors(where: str) -> Iterator[None]:
-    """In one line, what TFDS says in many."""
+    """Makes one line of TFDS' errors."""
     from tensorflow_datasets.core import DatasetNotFoundError
 
     try:
