@@ -1,8 +1,8 @@
-"""The processes of a run: one, or several that an engine has started, on one machine or on many.
+"""The processes of a run: one, or several that a scheduler starts, on one machine or on many.
 
-Each runs the same command; JAX makes their devices one. The first of them writes and speaks for
-all. What they tell each other here goes over JAX's coordination service, which waits as long as is
-needed for a process that lives, and ends all of them when one has died.
+All run the same command, and JAX combines their devices. The main process (number 0) writes the
+files and prints. The processes exchange text over JAX's coordination service. The service waits as
+long as all processes live, and ends the others when one has died.
 """
 
 import functools
@@ -12,41 +12,34 @@ import logging
 import os
 import socket
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import TracebackType
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 
-# What is public of it tells neither the number of processes before the devices are known, nor
-# lets them exchange text.
+# Private, because nothing public tells the number of processes before JAX has looked for devices,
+# or exchanges text without a computation on them. Used here only, in `process_count`,
+# `process_index` and `_client`. Tried with jax 0.10.2, 0.11.2 and 0.12.0.
 from jax._src.distributed import global_state as _jax_state
 
 from alexnet_jax.runtime import terminal
 from alexnet_jax.runtime.errors import UserError
 
-HEARTBEAT = 30  # seconds of silence after which a process counts as dead
-START = 600  # seconds within which all must have come: machines may start one after the other
-_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds
-_ENDED = "alexnet_jax/ended"  # why the run was ended, by the process that did it
-_KNOWN = "alexnet_jax/known"  # and which processes know
-_NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # which JAX reads
-_POLL = 0.5  # seconds between two looks whether another has ended the run
-_LINGER = 5  # seconds that the first process waits at its end for others to know why
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead
+START_SECONDS = 600  # all must have started by then: machines may start one after the other
+END_SECONDS = 5  # how long a process that fails waits for others that fail as well
+_WEEK = 7 * 24 * 3600 * 1000  # milliseconds
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _T = TypeVar("_T")
 
-# All processes count alike, for they call alike.
-_exchanges, _looks = itertools.count(), itertools.count(1)
-_leaving = threading.Lock()  # the thread that watches may be first to learn why this process ends
+# The n-th call in one process belongs to the n-th call in each other process.
+_exchanges, _stop_questions = itertools.count(), itertools.count(1)
 
 
 class Place(NamedTuple):
-    """Where a process stands in its run, if its environment tells; else JAX finds out."""
+    """What `jax.distributed.initialize` needs to know; None where JAX finds it out itself."""
 
     coordinator_address: str | None = None
     num_processes: int | None = None
@@ -56,49 +49,46 @@ class Place(NamedTuple):
 def initialize() -> None:
     """Connects this process with the others of its run, if there are any.
 
-    To be called before JAX has looked for devices. From then on only the first process speaks, and
-    an error in one ends all.
+    Call it before JAX looks for devices. After it only the main process prints.
 
     Raises:
-      UserError: see `find_place`; or the others did not come.
+      UserError: see `find_place`; or the other processes did not start in time.
     """
     place = find_place(os.environ)
     if place is None:
         return
-    # It would say at every start what it connects to.
+    # At level INFO it prints at each start what it connects to.
     logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
     try:
         jax.distributed.initialize(
             *place,
-            # Else JAX would ask the engine even for what is stated: which devices are this one's.
+            # JAX would ask the scheduler for the local devices even when the rest is given.
             cluster_detection_method="deactivate" if place.num_processes else None,
-            coordinator_bind_address=_own_address(place.coordinator_address),
-            initialization_timeout=START,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
+            coordinator_bind_address=_local_address(place.coordinator_address),
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"the processes of this run could not be connected: {reason}; see launch/README.md"
         ) from error
-    if process_index():
+    if process_index() != 0:
         terminal.be_silent()
-    sys.excepthook = _end_with_traceback
-    threading.Thread(target=_watch, daemon=True, name="the other processes").start()
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """Whether, and where, this process stands in a run of several; None if it is alone.
+    """The place of this process in a run of several processes; None if it runs alone.
 
-    The three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, if they are
-    set; else a step of SLURM or a pod of an Indexed Job of Kubernetes, which JAX knows.
+    The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first. Else
+    JAX finds the place itself in a step of SLURM and in a pod of an Indexed Job of Kubernetes.
 
     Raises:
-      UserError: the variables contradict each other; or tasks were asked for, but not started.
+      UserError: the variables contradict each other; or SLURM has tasks, but srun is missing.
     """
     if "JAX_NUM_PROCESSES" in environment or "JAX_PROCESS_ID" in environment:
-        return _stated_place(environment)
+        return _given_place(environment)
     if int(environment.get("SLURM_NTASKS", 1)) > 1:
         if "SLURM_STEP_NODELIST" not in environment:
             raise UserError(
@@ -111,191 +101,146 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     return None
 
 
-def _stated_place(environment: Mapping[str, str]) -> Place | None:
-    values = {name: environment.get(name, "") for name in _NAMES}
-    processes, number = values["JAX_NUM_PROCESSES"], values["JAX_PROCESS_ID"]
+def _given_place(environment: Mapping[str, str]) -> Place | None:
+    values = {name: environment.get(name, "") for name in _VARIABLES}
+    address, processes, number = values.values()
     if processes == "1":
         return None
     for name, value in values.items():
         if not value:
-            raise UserError(f"{name} is not set; several processes need {', '.join(_NAMES)}")
+            raise UserError(f"{name} is not set; several processes need {', '.join(_VARIABLES)}")
     if not (processes.isdecimal() and number.isdecimal() and int(number) < int(processes)):
         raise UserError(
             f"JAX_PROCESS_ID={number} must be a number from 0 on, below "
             f"JAX_NUM_PROCESSES={processes}"
         )
-    if not values["JAX_COORDINATOR_ADDRESS"].rpartition(":")[2].isdecimal():
-        raise UserError(
-            f"JAX_COORDINATOR_ADDRESS={values['JAX_COORDINATOR_ADDRESS']} has no port; give one, "
-            f"as host:8476"
-        )
-    return Place(values["JAX_COORDINATOR_ADDRESS"], int(processes), int(number))
+    if not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={address} has no port; give one, as host:8476")
+    return Place(address, int(processes), int(number))
 
 
-def _own_address(coordinator: str | None) -> str | None:
-    """Where the first process listens: not on every network when all are on this machine."""
+def _local_address(coordinator: str | None) -> str | None:
+    """Where the service listens if all processes are on this machine; None for JAX's default.
+
+    The default is all networks of the machine.
+    """
     host = (coordinator or "").rpartition(":")[0]
-    on_this_machine = host in ("localhost", "127.0.0.1") and _BIND not in os.environ
-    return coordinator if on_this_machine else None
+    local = host in ("localhost", "127.0.0.1")
+    return coordinator if local and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ else None
 
 
-# --- what they know of each other ---------------------------------------------------------------
+# --- what a process knows of the others ---------------------------------------------------------
 
 
 def process_count() -> int:
-    """How many there are."""
+    """The number of processes of this run."""
     return _jax_state.num_processes or 1
 
 
 def process_index() -> int:
-    """Which this one is, from 0 on."""
+    """The number of this process, from 0 on; 0 is the main process."""
     return _jax_state.process_id or 0
 
 
 def _client() -> Any:
-    """Of the coordination service; None before `join`, and after JAX has left it."""
+    """JAX's client of the coordination service."""
     return _jax_state.client
 
 
 def process_name() -> str:
-    """This one, for people: 'process 1 on node-b'."""
+    """This process, as messages name it: 'process 1 on node-b'."""
     return f"process {process_index()} on {socket.gethostname()}"
 
 
 @functools.cache
 def hosts() -> tuple[int, ...]:
-    """For each process, the first process on its machine."""
+    """For each process, the lowest number of a process on the same machine."""
     names = gather_text(socket.gethostname())
-    return tuple(names.index(one) for one in names)
+    return tuple(names.index(name) for name in names)
 
 
 def gather_text(text: str) -> list[str]:
-    """What each process gave, in the order of their numbers; all must call it alike."""
+    """The texts that all processes gave, in the order of their numbers.
+
+    All processes must call it, in the same order as its other calls. It waits until all have.
+    """
     if process_count() == 1:
         return [text]
-    client, at = _client(), f"alexnet_jax/exchange/{next(_exchanges)}"
-    client.key_value_set(f"{at}/{process_index()}", text)
-    return [
-        client.blocking_key_value_get(f"{at}/{one}", _FOREVER) for one in range(process_count())
-    ]
+    client, key = _client(), f"alexnet_jax/exchange/{next(_exchanges)}"
+    client.key_value_set(f"{key}/{process_index()}", text)
+    return [client.blocking_key_value_get(f"{key}/{i}", _WEEK) for i in range(process_count())]
 
 
 def on_main_process(work: Callable[[], _T]) -> _T:
-    """What `work`, done by the first process, has given, as JSON has it: in all, when it is done.
+    """Calls `work` in the main process; returns its result, a JSON value, in all processes.
 
-    Should it fail, that ends all of them.
+    All processes must call it, and wait until the work is done.
+
+    Raises:
+      UserError: the work raised it or OSError; in all processes, so that all end with status 2.
     """
     if process_count() == 1:
         return work()
-    return json.loads(gather_text(json.dumps(None if process_index() else work()))[0])
+    outcome: dict[str, Any] = {}
+    if process_index() == 0:
+        try:
+            outcome["result"] = work()
+        except (UserError, OSError) as error:
+            outcome["error"] = str(error)
+    outcome = json.loads(gather_text(json.dumps(outcome))[0])
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome["result"]
 
 
 def require_same(what: str, value: str) -> None:
-    """Raises UserError unless `value` is the same in every process."""
+    """Raises UserError unless `value` is the same in all processes."""
     values = gather_text(value)
-    others = [one for one, theirs in enumerate(values) if theirs != values[0]]
+    others = [i for i, other in enumerate(values) if other != values[0]]
     if others:
         raise UserError(
-            f"{what} of process {others[0]} is not that of process 0; give all the same"
+            f"{what} of process {others[0]} differs from that of process 0; give all the same"
         )
 
 
 def asked_to_stop() -> bool:
-    """Whether SIGTERM has come to any of several processes.
+    """Whether SIGTERM came to any of several processes; True at one call only.
 
-    All get the same answer at the same call, so all must ask alike; it is True once. JAX takes
-    the signal from Python and settles on the call.
+    All processes must call it equally often, and get the same answer at the same call: JAX
+    catches the signal, and the processes agree on a call.
     """
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-    return reached_preemption_sync_point(next(_looks))
+    return reached_preemption_sync_point(next(_stop_questions))
 
 
-# --- how one ends all ---------------------------------------------------------------------------
+# --- the end of one process, which ends all -----------------------------------------------------
 
 
-def end(status: int, why: str) -> NoReturn:
-    """Ends this process with exit status `status`, and every other of its run.
+def end(status: int, reason: str = "") -> NoReturn:
+    """Prints `reason` if there is one, and ends this process with exit status `status`.
 
-    `why`, which may be empty, goes to stderr: of several processes that of the first to end.
+    One of several processes leaves without JAX's normal exit, which waits for all the others.
+    These are then ended by JAX: at once if this was the main process; else when an exchange with
+    this process fails, or after `HEARTBEAT_SECONDS`.
     """
-    if process_count() > 1:
-        _end_together(status, f"{process_name()}: {why}" if why else "")
-    if why:
-        terminal.complain(why)
-    sys.exit(status)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Inside, what is nobody's doing ends all processes at once.
-
-    To close the run's files first would be to wait for the others, of which one may have died.
-    """
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except Exception as error:
-        if process_count() > 1:
-            _end_with_traceback(type(error), error, error.__traceback__)
-        raise
-
-
-def _end_together(status: int, why: str) -> NoReturn:
-    """At once: what JAX does at the end of a process would wait for all others."""
-    try:
-        _client().key_value_set(_ENDED, json.dumps([status, why]))
-    except jax.errors.JaxRuntimeError:  # another has; or the first process is gone, and with it all
-        _leave(*(_told() or (status, why)))
-    _leave(status, why)
-
-
-def _told() -> tuple[int, str] | None:
-    """The status and the reason with which another process has ended the run, if one has."""
-    client = _client()
-    if client is None:
-        return None
-    try:
-        status, why = json.loads(client.key_value_try_get(_ENDED))
-    except jax.errors.JaxRuntimeError:
-        return None
-    return status, why
-
-
-def _leave(status: int, why: str) -> NoReturn:
-    _leaving.acquire()
-    if why:
-        terminal.complain(why)
+    if process_count() == 1:
+        if reason:
+            terminal.complain(reason)
+        sys.exit(status)
+    if reason:
+        terminal.complain(f"{process_name()}: {reason}")
     sys.stdout.flush()
     sys.stderr.flush()
+    # If all processes fail, for example because of a wrong option, each shall end with its own
+    # status. But as soon as the main process ends, JAX kills the others: wait for them first.
     with suppress(jax.errors.JaxRuntimeError):
-        _await_others()
+        _client().wait_at_barrier("alexnet_jax/end", END_SECONDS * 1000)
     os._exit(status)
 
 
-def _await_others() -> None:
-    """The coordination service dies with the first process, and its clients with the service."""
-    client, end = _client(), time.monotonic() + (_LINGER if process_index() == 0 else 0)
-    client.key_value_set(f"{_KNOWN}/{process_index()}", "")
-    while time.monotonic() < end and len(client.key_value_dir_get(_KNOWN)) < process_count():
-        time.sleep(_POLL / 10)
-
-
-def _watch() -> None:
-    """Ends this process when another has ended the run."""
-    while _client() is not None:
-        if told := _told():
-            _leave(*told)
-        time.sleep(_POLL)
-
-
-def _end_with_traceback(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """For what nobody caught. When a process dies, the others' exchanges with it fail here."""
-    if told := _told():
-        _leave(*told)
-    traceback.print_exception(kind, error, trace)
-    reason = (str(error).strip() or kind.__name__).splitlines()[0]
-    _end_together(1, f"{process_name()} failed ({reason}); if another died before, see its output")
+def end_with_traceback(error: Exception) -> NoReturn:
+    """Prints the traceback of an unexpected error in one of several processes, and ends it."""
+    traceback.print_exception(error)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    end(1, f"{reason}; if another process ended before this one, see its output first")

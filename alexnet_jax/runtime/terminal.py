@@ -1,4 +1,4 @@
-"""What is shown to someone who watches."""
+"""What is printed for the user."""
 
 import sys
 from collections.abc import Sequence
@@ -9,21 +9,34 @@ _silent = False
 
 
 def be_silent() -> None:
-    """From now on nothing is said or shown here: another process does."""
+    """From now on `say` and `progress_bar` print nothing: another process does."""
     global _silent  # noqa: PLW0603
     _silent = True
 
 
 def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, leave: bool = True) -> tqdm:
-    """A bar with rate and time left for `total` units; in a log, a line every half minute."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    shown = {"desc": what, "unit": f" {unit}", "leave": leave, "mininterval": interval}
-    shown["disable"] = _silent
-    return tqdm(total=total, initial=initial, **shown)
+    """A progress bar with rate and time left; in a log file, one line every 30 seconds.
+
+    Args:
+      total: how many units there are.
+      what: what is done, the text before the bar.
+      unit: the name of one unit.
+      initial: how many units were done before.
+      leave: whether the bar stays when it is closed.
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=f" {unit}",
+        leave=leave,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        disable=_silent,
+    )
 
 
 def say(text: str) -> None:
-    """Prints a line above the bar."""
+    """Prints a line above the progress bar."""
     if _silent:
         return
     tqdm.write(text, file=sys.stdout)
@@ -31,12 +44,12 @@ def say(text: str) -> None:
 
 
 def complain(error: object) -> None:
-    """Tells of an error in one line."""
+    """Prints an error to stderr, in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned; the first of `lines` is the head."""
+    """A table in Markdown with aligned columns; the first of `lines` is the header."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
     return "\n".join(
