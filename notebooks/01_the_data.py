@@ -14,11 +14,11 @@
 # %% [markdown]
 # # The data
 #
-# From a image on disk to what the first layer sees: the mean image (§2), random crops and
-# mirror images, PCA lighting, and the ten views of testing (§4.1).
+# From an image on disk to the input of the first layer: the mean image (§2), random crops and
+# mirroring, PCA lighting, and the ten views of testing (§4.1).
 #
-# AlexNet learns from images of 256 x 256 pixels and sees 224 x 224 of them. Instead of ImageNet's
-# here are drawn ones, of ten classes; all else is as in `configs/alexnet_2012.py`.
+# AlexNet trains on images of 256 x 256 pixels and sees 224 x 224 of them. Instead of ImageNet's
+# images we use generated ones of ten classes. Everything else is as in `configs/alexnet_2012.py`.
 
 # %%
 import os
@@ -32,9 +32,9 @@ import numpy as np
 from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
 from alexnet_jax.configs import alexnet_2012
 
@@ -53,37 +53,37 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are l
 # %% [markdown]
 # ## Records
 #
-# `prepare` decodes, rescales and cuts every image once, and writes the result with two
-# statistics of the training images. If the records are there already it does nothing.
+# `prepare` decodes, rescales and cuts every image once. It writes the result as records, together
+# with the statistics of the training images. If the records exist already, it does nothing.
 
 # %%
-drawn = {"source": "generated:512", "records": "records/generated_256", "format": "raw"}
-data = replace(config.parse(alexnet_2012.get_config()).data, **drawn)
+changes = {"source": "generated:512", "records": "records/generated_256", "format": "raw"}
+data = replace(config.parse(alexnet_2012.get_config()).data, **changes)
 manifest = prepare(data.source, data.records, size=data.size, format=data.format)
 records = open_records(data.records)
 train = records.split("train")
 for name, split in manifest.splits.items():
-    print(f"{name}: {split.count} images, {min(split.label_counts)} or more of each class")
+    print(f"{name}: {split.count} images, at least {min(split.label_counts)} of each class")
 
 
 # %%
 def read(number, side=data.size, corner=(0, 0)):
-    """The square of a training image that begins at `corner`."""
+    """The square of a training image with its top left corner at `corner` (row, column)."""
     image = np.empty((side, side, 3), np.uint8)
     train.read(number, image, *corner)
     return image
 
 
 def show(axes, image, title=""):
-    """A image of grey levels 0 to 255 without axes."""
+    """Shows an image with values from 0 to 255, without axes."""
     axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
 # %% [markdown]
-# One image of each class: five forms, each in warm and in cool colours. Place, size and
-# background vary, so neither the colour nor the form alone tells the class.
+# One image of each class: five shapes, each in warm and in cool colours. Position, size and
+# background vary, so neither the colour nor the shape alone gives the class.
 
 # %%
 figure, grid = plt.subplots(2, 5, figsize=(6.5, 3.1), layout="constrained")
@@ -94,60 +94,60 @@ for label, axes in enumerate(grid.flat):
 # ## The mean image
 #
 # The only preprocessing is to subtract the mean of all training images, pixel by pixel (§2).
-# There is no division by a standard deviation: the network sees grey levels around zero. The mean
-# of images whose forms may lie anywhere is nearly flat; the second panel, on a scale of its
-# own, shows the few grey levels by which it is not.
+# There is no division by a standard deviation: the network sees values around zero. The shapes of
+# our images may be anywhere, so the mean image is almost flat. The second panel stretches its
+# contrast to show the small differences.
 
 # %%
 mean, image = records.statistics.mean, read(0)
 figure, (left, middle, third, right) = plt.subplots(1, 4, figsize=(8.5, 2.3), layout="constrained")
 show(left, mean, f"mean image: {mean.min():.0f} to {mean.max():.0f}")
-drawn = middle.imshow(mean.mean(-1), cmap="gray")
-middle.set(title="the same, greys stretched", xticks=[], yticks=[])
-figure.colorbar(drawn, ax=middle, label="grey level", shrink=0.8)
-show(third, image, f"a image: {image.min()} to {image.max()}")
+drawing = middle.imshow(mean.mean(-1), cmap="gray")
+middle.set(title="the same, contrast stretched", xticks=[], yticks=[])
+figure.colorbar(drawing, ax=middle, label="grey level", shrink=0.8)
+show(third, image, f"an image: {image.min()} to {image.max()}")
 centred = image - mean
-show(right, 128 + centred, f"less the mean: {centred.min():.0f} to {centred.max():.0f}\n(+128)")
+show(right, 128 + centred, f"minus the mean: {centred.min():.0f} to {centred.max():.0f}\n(+128)")
 middle.title.set_fontsize(9)
 
 # %% [markdown]
-# ## Random crops and mirror images
+# ## Random crops and mirroring
 #
-# Each time a image is used, the network sees another part of it, and in half of the cases its
-# mirror image (§4.1). The draws below are the first of training, here all applied to one image.
+# Each time an image is used, the network sees another part of it, and in half of the cases it is
+# mirrored (§4.1). Below, the random numbers of the first training images are all applied to one
+# image.
 
 # %%
 number, crops = 8, 8
 with closing(train_batches(train, data, batch=crops, seed=0, rows=[(0, crops)])) as batches:
     batch = next(batches)
 free = data.size - data.crop
-places = (free + 1) ** 2
-print(f"{places} places x 2 = {2 * places} ways to see a image of {data.size} pixels")
+positions = (free + 1) ** 2
+print(f"{positions} positions x 2 = {2 * positions} ways to see an image of {data.size} pixels")
 
 # %%
 figure = plt.figure(figsize=(8, 3.1), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[1, 1.7])
 axes = left.subplots()
-show(axes, read(number), "where the crops lie")
+show(axes, read(number), "where the crops are")
 panels = right.subplots(2, 4).flat
 for i, (row, column), mirror in zip(range(crops), batch["corner"], batch["mirror"], strict=True):
     side, line = data.crop, {"fill": False, "color": f"C{i}", "linewidth": 2}
     axes.add_patch(plt.Rectangle((column - 0.5, row - 0.5), side, side, **line))
     crop = read(number, side, (row, column))
-    show(
-        panels[i], crop[:, ::-1] if mirror else crop, f"{row}, {column}{' mirrored' * int(mirror)}"
-    )
+    title = f"{row}, {column}" + " mirrored" * int(mirror)
+    show(panels[i], crop[:, ::-1] if mirror else crop, title)
     panels[i].title.set_color(f"C{i}")
 
 # %% [markdown]
-# The titles give the row and the column at which a crop begins, in its frame's colour. There are
-# 33 places a side; the paper counts 32, and so 2048 different views (§4.1).
+# The titles give the row and the column of the top left corner of each crop, in the colour of its
+# frame. There are 33 positions along each side. The paper counts 32, and so 2048 views (§4.1).
 #
 # ## Ten views
 #
-# In testing nothing is drawn: the four corner crops, the centre crop and their mirror images go
-# through the network, and its ten softmax outputs are averaged (§4.1). View 4, the centre, is the
-# one that gives the error rates of a single view.
+# Nothing is random in testing. The four corner crops, the centre crop and their mirror images go
+# through the network, and the ten softmax outputs are averaged (§4.1). View 4, the centre crop,
+# gives the error rates of a single view.
 
 # %%
 figure, grid = plt.subplots(2, 5, figsize=(6.5, 3), layout="constrained")
@@ -160,11 +160,11 @@ for view, axes in enumerate(grid.flat):
 # ## PCA lighting
 #
 # The covariance of the training pixels' red, green and blue has three eigenvectors $p_i$ and
-# eigenvalues $\lambda_i$. For each use of a image three numbers $\alpha_i$ are drawn from a
+# eigenvalues $\lambda_i$. Each time an image is used, three numbers $\alpha_i$ are drawn from a
 # normal distribution with standard deviation 0.1, and $\sum_i p_i \alpha_i \lambda_i$ is added to
-# all of its pixels (§4.1): the light changes in the directions in which the images' colours
-# vary anyway. Below, each row is one direction, and the image is shifted by up to twice the
-# standard deviation of the draws.
+# all of its pixels (§4.1). So the colours change in the directions in which the colours of the
+# images vary. Below, each row is one direction. The image is shifted by up to two standard
+# deviations of the random numbers.
 
 # %%
 components = augment.lighting_components(records.statistics, data.lighting)
@@ -172,32 +172,31 @@ figure, grid = plt.subplots(3, 5, figsize=(6.5, 4.5), layout="constrained")
 for i, row in enumerate(grid):
     for z, axes in zip((-2, -1, 0, 1, 2), row, strict=True):
         shift = z * components[:, i]
-        title = " ".join(f"{level:+.0f}" for level in shift) if z else "as it is"
+        title = " ".join(f"{level:+.0f}" for level in shift) if z else "unchanged"
         show(axes, read(number) + shift, title)
-_ = figure.suptitle("components 1 to 3 by -2 to +2 deviations: shift of R, G, B")
+_ = figure.suptitle("components 1 to 3, from -2 to +2 standard deviations: shift of R, G, B")
 
 # %% [markdown]
-# **Eigenvalue or deviation?** An eigenvalue is a variance, so what the formula adds depends on
-# the unit: on pixels of 0 to 255 it would drown the image. So `scale="eigenvalue"`, the paper's
-# text, takes the pixels as 0 to 1; `scale="deviation"`, what the authors' code does, multiplies
-# by $\sqrt{\lambda_i}$, for which the unit does not matter. How far do they go? We measure the
-# spread of what `augment.train_input` adds, over the draws of training, beside the formula's
-# number.
+# **Eigenvalue or standard deviation?** An eigenvalue is a variance, so the size of the shift
+# depends on the unit of the pixels. With pixels from 0 to 255 the shift would hide the image. So
+# `scale="eigenvalue"`, the paper's text, takes pixels from 0 to 1. `scale="deviation"`, the code of
+# the authors, multiplies by $\sqrt{\lambda_i}$ instead, and then the unit does not matter. How large
+# are the shifts? We measure what `augment.train_input` adds, with the random numbers of training,
+# and compare its standard deviation with the formula.
 
 
 # %%
-def measured(lighting, draws):
-    """What the lighting adds to the R, G, B of a pixel, for each draw: [n, 3]."""
+def measured(lighting, batch):
+    """What the lighting adds to the R, G, B of a pixel, for each image of a batch: [n, 3]."""
     pixel = replace(data, lighting=replace(lighting, shrink=False), crop=1)
     matrix = augment.lighting_components(records.statistics, lighting)
-    lit, unlit = (augment.train_input(draws, mean, matrix, pixel, on) for on in (True, False))
+    lit, unlit = (augment.train_input(batch, mean, matrix, pixel, on) for on in (True, False))
     return np.asarray(lit - unlit)[:, 0, 0]
 
 
-with closing(
-    train_batches(train, replace(data, crop=1), batch=8192, seed=0, rows=[(0, 8192)])
-) as batches:
-    draws = next(batches)
+pixels = train_batches(train, replace(data, crop=1), batch=8192, seed=0, rows=[(0, 8192)])
+with closing(pixels) as batches:
+    many = next(batches)
 
 # %%
 deviations = {"training": np.sqrt(records.statistics.eigenvalues)}
@@ -208,17 +207,17 @@ for source, d in deviations.items():
     for scale, factor in {"deviation": d, "eigenvalue": 255 * (d / 255) ** 2}.items():
         lighting = replace(data.lighting, scale=scale, source=source)
         matrix = augment.lighting_components(records.statistics, lighting)
-        along = measured(lighting, draws) @ np.linalg.inv(matrix).T * np.linalg.norm(matrix, axis=0)
+        along = measured(lighting, many) @ np.linalg.inv(matrix).T * np.linalg.norm(matrix, axis=0)
         shifts[source, scale] = along[:, 0]
         table += f"| {source} | {scale} | {np.round(lighting.sigma * factor, 2)} "
         table += f"| {along.std(0).round(2)} |\n"
 Markdown(table)
 
 # %% [markdown]
-# Standard deviations along the three components. `training` is this drawn set, `published` are
-# ImageNet's statistics. The draws are the same in each row, and so many that their spread is
-# known to about 1%. The first component, brightness in both sets, is drawn below: bars are the
-# draws, lines the formula.
+# The table shows standard deviations along the three components. `training` means the statistics of
+# our generated images, `published` those of ImageNet. All rows use the same random numbers. There
+# are so many of them that the measured values are exact to about 1%. The plot below shows the first
+# component, which is brightness in both sets: bars are measured, lines are the formula.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8.5, 3), layout="constrained", sharey=True)

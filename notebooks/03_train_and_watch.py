@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Train and watch
 #
-# The whole network, all eight layers and both towers, but narrow: `configs/tiny.py` on drawn
-# images. It learns in about half a minute on two cores. We train it, watch its curves while it
-# learns, and then read from its metrics whether it is healthy.
+# The whole network, with all eight layers and both towers, but narrow: `configs/tiny.py` on
+# generated images. It trains in about half a minute on two cores. We train it, watch its curves
+# meanwhile, and then look at its metrics.
 
 # %%
 import os
@@ -28,9 +28,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import DisplayHandle, Markdown
 
-# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
 from alexnet_jax.configs import tiny
 
@@ -49,11 +49,11 @@ plt.rcParams["figure.dpi"] = 90
 # %% [markdown]
 # ## Train
 #
-# `prepare` and `fit` are what the command `python -m alexnet_jax.main` calls, and go on from
-# whatever is there: finished records are not made again, and a finished run is not trained again.
-# (To see it learn once more, remove the folder `runs/tiny`.)
+# The command `python -m alexnet_jax.main` calls `prepare` and `fit`. Both resume: finished records
+# are not made again, and a finished run is not trained again. (To train it again, remove the folder
+# `runs/tiny`.)
 #
-# `fit` runs beside the notebook, which draws `metrics.jsonl` anew every three seconds.
+# `fit` runs in another thread. Meanwhile the notebook draws `metrics.jsonl` every three seconds.
 
 # %%
 c, folder = config.parse(tiny.get_config()), Path("runs/tiny")
@@ -65,69 +65,64 @@ with ThreadPoolExecutor(1) as pool:
     while wait([run], timeout=3).not_done:
         if read_metrics(folder):
             shown.update(draw_curves([folder]))
-run.result()  # raises what went wrong
+run.result()  # raises the error of the run, if there was one
 shown.update(draw_curves([folder]))
 
 # %% [markdown]
-# Solid is the validation split after each epoch. Dashed is training, each point a mean over the
-# steps since the one before, with dropout and augmentation on; so it may well lie above. The
-# right panel is the learning rate, which the paper's run divided by ten three times (§5); here it
-# drops once.
+# Solid lines are the validation split after each epoch. Dashed lines are training: each point is a
+# mean over the steps since the point before, with dropout and augmentation, so it may be higher
+# than validation. The right panel is the learning rate. The paper's run divided it by ten three
+# times (§5); here it drops once.
 #
 # ## What the metrics say
 #
-# Each line of `metrics.jsonl` is an object with a step, an epoch and some values. A helper
-# collects one value over the run.
+# Each line of `metrics.jsonl` is an object with a step, an epoch and some values. The function
+# `curve` collects one value over the run.
 
 # %%
 lines = read_metrics(folder)
-print(
-    f"{len(lines)} lines, {len({key for line in lines for key in line})} names, such as", *lines[0]
-)
+keys = {key for line in lines for key in line}
+print(f"{len(lines)} lines with {len(keys)} different keys, such as", *lines[0])
 
 
 def curve(name):
-    """The epochs at which `name` was measured, and its values."""
+    """The epochs at which `name` was measured, and its values: [2, n]."""
     found = [(line["epoch"], line[name]) for line in lines if line.get(name) is not None]
     return np.array(found).T
 
 
 # %%
-last, ten = curve("val/top1_error"), curve("val_ten_views/top1_error")
-print(f"chance {1 - 1 / c.model.classes:.1%} top-1 error")
-for epoch, error in last.T:
+one, ten = curve("val/top1_error"), curve("val_ten_views/top1_error")
+print(f"top-1 error of a random guess: {1 - 1 / c.model.classes:.1%}")
+for epoch, error in one.T:
     print(f"after epoch {epoch:.0f}: {error:.2%}")
 print(f"ten views at the end: {ten[1, -1]:.2%} (§4.1)")
 
 # %% [markdown]
-# ## Each layer's health
+# ## Diagnostics of each layer
 #
-# Three questions for each layer, measured once an epoch on a training batch:
+# Three values for each layer, measured once an epoch on a training batch:
 #
-# - **update**: the mean size of the last update over that of the weights. Too small and the layer
-#   does not learn, too large and it does not settle; a thousandth is a rule of thumb.
+# - **update**: the mean size of the last update, divided by that of the weights. If it is too
+#   small, the layer does not learn; if it is too large, training does not converge. A common rule
+#   of thumb is 0.001.
 # - **weight**: the mean size of the weights.
-# - **dead**: the share of units, feature maps or neurons, that gave nothing above zero for any
-#   image of the batch, at any place. With ReLUs such a unit gets no gradient (§3.1).
+# - **dead**: the share of units (feature maps or neurons) that are nowhere above zero, for no image
+#   of the batch. With ReLU such a unit gets no gradient (§3.1).
 
 # %%
 rates, drops = curve("opt/lr"), []
 for before, after in zip(rates.T, rates.T[1:], strict=False):
     if after[1] != before[1]:
         drops.append(before[0])
-        print(f"learning rate {before[1]:g} to {after[1]:g} after epoch {before[0]:g}")
+        print(f"learning rate from {before[1]:g} to {after[1]:g} after epoch {before[0]:g}")
 
 figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 for axes, name in zip(panels, ("update", "weight", "dead"), strict=True):
     for number, layer in enumerate(c.model.names):
         if any(f"{name}/{layer}" in line for line in lines):
-            axes.plot(
-                *curve(f"{name}/{layer}"),
-                "o-",
-                color=plt.cm.viridis(number / 7.5),
-                label=layer,
-                markersize=4,
-            )
+            style = {"color": plt.cm.viridis(number / 7.5), "label": layer, "markersize": 4}
+            axes.plot(*curve(f"{name}/{layer}"), "o-", **style)
     for drop in drops:
         axes.axvline(drop, color="0.7", linestyle=":", zorder=0)
     axes.set(title=name, xlabel="epochs")
@@ -138,10 +133,10 @@ handles, labels = panels[0].get_legend_handles_labels()
 _ = figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
 
 # %% [markdown]
-# From the first layer (dark) to the last (light); the dotted line is the drop of the learning
-# rate. The rate stands inside the velocity (§5), so a drop takes full effect only as older steps
-# fade, over some ten steps at a momentum of 0.9. What exceeds the factor of the rate in the table
-# is the gradients' part, which become smaller as the loss falls.
+# The colours go from the first layer (dark) to the last (light). The dotted line is the drop of the
+# learning rate. The rate is multiplied into the velocity (§5). So after a drop the updates shrink
+# over about ten steps, because the momentum is 0.9. In the table, updates shrink by more than the
+# rate because the gradients also become smaller as the loss falls.
 
 # %%
 early, late = drops[0] if drops else 1, lines[-1]["epoch"]
@@ -157,21 +152,20 @@ Markdown(table)
 # %% [markdown]
 # ## Where the time went
 #
-# Each line also tells how the seconds since the last one were spent.
+# Each line also says how the seconds since the line before were spent.
 
 # %%
 names = ("compile", "evaluate", "checkpoint", "layers")
 seconds = {name: curve(f"time/{name}_s")[1].sum() for name in names}
 speeds = {line["step"]: line.get("time/images_per_s") for line in lines}
-took = dict(zip(speeds, np.diff([0, *speeds]), strict=True))
-seconds["learning"] = sum(took[n] * c.batch / speed for n, speed in speeds.items() if speed)
-speed = c.batch * lines[-1]["step"] / seconds["learning"]
-print(
-    f"{speed:.0f} images/s; {curve('time/input_wait')[1].mean():.1%} of that time waits for input"
-)
+steps = dict(zip(speeds, np.diff([0, *speeds]), strict=True))
+seconds["training"] = sum(steps[n] * c.batch / speed for n, speed in speeds.items() if speed)
+speed = c.batch * lines[-1]["step"] / seconds["training"]
+waiting = curve("time/input_wait")[1].mean()
+print(f"{speed:.0f} images/s; {waiting:.1%} of the time of training is waiting for input")
 
 figure, axes = plt.subplots(figsize=(7, 2.2), layout="constrained")
 bars = axes.barh(list(seconds), list(seconds.values()))
 axes.bar_label(bars, fmt="{:.1f} s", padding=3)
-axes.set(xlabel="seconds", title=f"{sum(seconds.values()):.0f} s in all")
+axes.set(xlabel="seconds", title=f"{sum(seconds.values()):.0f} s in total")
 axes.margins(x=0.12)

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Results
 #
-# What runs came to, beside the paper's numbers and the logs of 2012. Name the folders of your
-# runs below; if there are none yet, the small run of `configs/tiny.py` is trained, in about half
-# a minute.
+# The results of runs, compared with the paper and the logs of 2012. Name the folders of your runs
+# below. If there are none yet, the small network of `configs/tiny.py` is trained, in about half a
+# minute.
 
 # %%
 import os
@@ -27,9 +27,9 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
 from alexnet_jax.configs import tiny
 
@@ -49,10 +49,10 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are l
 plt.rcParams["figure.dpi"] = 90
 
 # %%
-folders = []  # such as [Path("runs/alexnet_2012"), Path("runs/no_lrn")]; none: the tiny runs
+folders = []  # such as [Path("runs/alexnet_2012"), Path("runs/no_lrn")]; empty: runs/tiny*
 
 # %%
-saved = Path("runs").glob(f"tiny*/{CHECKPOINTS}/[0-9]*[0-9]")  # a run without has no results
+saved = Path("runs").glob(f"tiny*/{CHECKPOINTS}/[0-9]*[0-9]")  # runs with a checkpoint
 folders = folders or sorted({checkpoint.parents[1] for checkpoint in saved})
 if not folders:
     c, folders = config.parse(tiny.get_config()), [Path("runs/tiny")]
@@ -63,17 +63,17 @@ print(*folders)
 # %% [markdown]
 # ## The table
 #
-# Errors are top-1 / top-5 in percent, of the whole network and, for the experiments of §3 and §4,
-# of the network without one of its parts. Runs that differ in nothing but their seed share a row.
-# Rows that say "not run" are planned: there is a config for each.
+# Errors are top-1 / top-5 in percent: of the whole network and, for the experiments of §3 and §4, of
+# the network without one of its parts. Runs that differ only in their seed share a row. A row with
+# "not run" has a config but no run.
 
 # %%
 planned = [*planned_in("configs/alexnet_2012.py"), *planned_in("configs/ablations.py")]
 Markdown(report(folders, planned))
 
 # %% [markdown]
-# A run on drawn images has no counterpart in the paper, so its cells there are empty; of ten
-# classes, five labels that are all wrong are rare, so its top-5 error says little.
+# The paper has no run on generated images, so its cells there are empty. With ten classes, five
+# wrong labels are rare, so the top-5 error says little.
 #
 # ## Curves
 
@@ -81,30 +81,30 @@ Markdown(report(folders, planned))
 draw_curves(folders)
 
 # %% [markdown]
-# Dashed: training, with dropout and augmentation on; solid: validation.
+# Dashed: training, with dropout and augmentation. Solid: validation.
 #
 # ## Fig. 1: how fast does it learn?
 #
-# The paper compares ReLU with tanh by the epochs until a training error of 25% (§3.1). The title
-# tells when each activation that was run got there. For the paper's comparison, run
+# The paper compares ReLU and tanh by the number of epochs until a training error of 25% (§3.1). The
+# title says when each activation reached it. For the paper's comparison, run
 # `configs/cifar10.py:relu` and `configs/cifar10.py:tanh`.
 
 # %%
 draw_figure1(folders)
 
 # %% [markdown]
-# ## Fig. 4: what it says of images
+# ## Fig. 4: labels and similar images
 #
-# Eight validation images with their five most probable labels, by ten views (§6.1). The right
+# Eight validation images with their five most probable labels, with ten views (§6.1). The right
 # label is red.
 
 # %%
 draw_figure4(folders[:1])
 
 # %% [markdown]
-# To the left a validation image, beside it the training images whose responses in layer 7 are
-# nearest to its own; the numbers are Euclidean distances (§6.1). Equal pixels are not what makes
-# them near: place, size and shade of the forms differ.
+# On the left are validation images. Beside each are the training images with the most similar
+# outputs of layer 7; the numbers are Euclidean distances (§6.1). These images are not similar in
+# their pixels: position, size and shade of the shapes differ.
 
 # %%
 draw_neighbours(folders[:1])

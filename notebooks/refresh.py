@@ -1,9 +1,8 @@
-"""Runs notebooks from their .py files and writes the .ipynb beside them, figures included.
+"""Runs the notebooks' .py files and writes the .ipynb files with their figures and output.
 
 python notebooks/refresh.py [NAME ...]
 
-Kept are figures and printed text. Progress bars, times of execution and whatever else belongs to
-the machine are not.
+Progress bars, execution times and everything else that depends on the machine are removed.
 """
 
 import sys
@@ -17,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 
 def refresh(script: Path) -> None:
-    """Executes `script` in its folder and writes its notebook."""
+    """Runs `script` in its folder and writes its notebook."""
     notebook = jupytext.read(script)
     where = {"metadata": {"path": str(script.parent)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
