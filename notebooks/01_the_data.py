@@ -180,9 +180,9 @@ _ = figure.suptitle("components 1 to 3, from -2 to +2 standard deviations: shift
 # **Eigenvalue or standard deviation?** An eigenvalue is a variance, so the size of the shift
 # depends on the unit of the pixels. With pixels from 0 to 255 the shift would hide the image. So
 # `scale="eigenvalue"`, the paper's text, takes pixels from 0 to 1. `scale="deviation"`, the code of
-# the authors, multiplies by $\sqrt{\lambda_i}$ instead, and then the unit does not matter. How large
-# are the shifts? We measure what `augment.train_input` adds, with the random numbers of training,
-# and compare its standard deviation with the formula.
+# the authors, multiplies by $\sqrt{\lambda_i}$ instead, and then the unit does not matter. How
+# large are the shifts? We measure what `augment.train_input` adds, with the random numbers of
+# training, and compare its standard deviation with the formula.
 
 
 # %%

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Inside a trained network
 #
-# What the small network of `configs/tiny.py` has learned: its first-layer kernels as in Fig. 3,
-# what each tower makes of one image, what response normalisation does (§3.3), and whether the
-# towers have come to share the work (§6.1).
+# What the small network of `configs/tiny.py` has learned: the kernels of its first layer as in Fig.
+# 3, the outputs of both towers for one image, the effect of response normalization (§3.3), and how
+# the kernels of the two towers differ (§6.1).
 
 # %%
 import os
@@ -28,9 +28,9 @@ import numpy as np
 from IPython.display import Markdown
 from matplotlib.colors import PowerNorm
 
-# The repository's root, wherever Jupyter was started: configs/, records/ and runs/ lie in it.
+# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is a GPU: two CPU devices are enough
+os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
 from alexnet_jax.configs import tiny
 
@@ -53,8 +53,8 @@ host.configure_jax(2)
 plt.rcParams.update({"figure.dpi": 90, "image.interpolation": "nearest"})
 
 # %% [markdown]
-# The run is the one of `03_train_and_watch`; if it is not there it is trained now, in about half
-# a minute. It is opened on one device, which then holds both towers: the arrays are the same.
+# This is the run of `03_train_and_watch`. If it does not exist, it is trained now, in about half a
+# minute. We open it on one device, which then has both towers. The arrays are the same.
 
 # %%
 c, folder = config.parse(tiny.get_config()), Path("runs/tiny")
@@ -65,9 +65,9 @@ net = open_trained(folder)
 # %% [markdown]
 # ## Kernels of the first layer
 #
-# Fig. 3 of the paper: every kernel of the first layer as a small image. Grey is zero, and each
-# kernel has its full contrast. After few epochs on simple images they are rougher than the
-# paper's: patches of colour and of light against dark, few clear stripes.
+# As in Fig. 3 of the paper, every kernel of the first layer is a small image. Grey is zero, and the
+# contrast of each kernel is stretched. After a few epochs on simple images the kernels are rougher
+# than those of the paper: patches of colour, light against dark, and few clear stripes.
 
 # %%
 draw_kernels([folder])
@@ -75,9 +75,9 @@ draw_kernels([folder])
 # %% [markdown]
 # ## One image in both towers
 #
-# A validation image, its centre crop without the mean, and the output of every layer for it.
-# Each small square is a feature map, bright where its kernel responds; the maps get smaller from
-# layer to layer as strides and pooling take their part. Of layers 6 and 7 each pixel is a neuron.
+# We take the centre crop of a validation image, subtract the mean, and show the output of every
+# layer. Each small square is a feature map, bright where its kernel responds. The stride of layer 1
+# and the poolings make the maps smaller. In layers 6 and 7 each pixel is a neuron.
 
 # %%
 setup, split = net.setup, net.setup.validation
@@ -95,7 +95,7 @@ for best in np.argsort(-probs)[:3]:
 
 # %%
 def tiles(maps, columns):
-    """The maps [h, w, n] beside each other, a pixel apart: [rows, columns]."""
+    """The maps [h, w, n] as one image [rows, columns], a pixel apart from each other."""
     more = ((0, 1), (0, 1), (0, -maps.shape[-1] % columns))
     maps = np.pad(maps.astype(float), more, constant_values=np.nan)
     height, width, _ = maps.shape
@@ -115,8 +115,8 @@ for axes, layer in zip(grid[:, 1:].T, layers, strict=True):
     scale = PowerNorm(0.5, 0, outputs[layer].max())
     for panel, name, values in zip(axes, "AB", halves(outputs[layer][0]), strict=True):
         conv = values.ndim == 3
-        drawn = tiles(values, 4 if layer == "conv1" else 8) if conv else values.reshape(-1, 32)
-        panel.imshow(drawn, cmap="magma", norm=scale)
+        shown = tiles(values, 4 if layer == "conv1" else 8) if conv else values.reshape(-1, 32)
+        panel.imshow(shown, cmap="magma", norm=scale)
         panel.set_title(f"{layer} {name}\n{np.mean(values > 0):.0%} above 0", fontsize=9)
 grid[0, 0].imshow(image[0])
 grid[0, 0].set_title("the image\n", fontsize=9)
@@ -125,78 +125,72 @@ for axes in grid.flat:
     axes.set_anchor("N")
 
 # %% [markdown]
-# Only some of the units respond to a image: that is what the ReLU leaves (§3.1). The share
-# above zero stands over each panel; both towers of a layer have the same scale, brightness being
-# the root of the response. The first layer's two halves see the same pixels with different
-# kernels; from layer 3 on, each tower has seen the other's maps as well.
+# Only some of the units respond to an image, because ReLU sets negative values to zero (§3.1). The
+# share above zero is the title of each panel. Both towers of a layer have the same scale, and the
+# brightness is the square root of the response. In the first layer both towers see the same pixels
+# with different kernels. From layer 3 on, each tower has also seen the maps of the other.
 #
-# ## Response normalisation
+# ## Response normalization
 #
-# Each response of layers 1 and 2 is divided by $(k + \alpha \sum a_j^2)^\beta$, where the sum is
-# over the responses of the nearest maps at the same place (§3.3): a strong response quietens its
-# neighbours. `tiny` does as the 2012 code, which normalises the first layer before its ReLU. We
-# take that step out, and apply it by hand.
+# Each response of layers 1 and 2 is divided by $(k + \alpha \sum a_j^2)^\beta$. The sum is over the
+# responses of the nearest maps at the same position (§3.3), so a strong response makes its
+# neighbours weaker. `tiny` follows the 2012 code, which normalizes the first layer before its ReLU.
+# Here are the two steps by hand: the convolution, and then the normalization. Both take and give a
+# list with an array for each tower.
 
 # %%
-conv1 = setup.network.bind(net.params).conv1
-normalise, *_ = conv1.steps
-conv1.steps = ()
-before = conv1(seen)
-lrn = c.model.lrn
-after = normalise(before) * lrn.k**lrn.beta  # so that without neighbours it would change nothing
-factor = np.asarray(after / before)
-place = np.unravel_index(np.argmax(np.abs(before)), before.shape)
+network, lrn = setup.network.bind(net.params), c.model.lrn
+responses = network.conv1([seen])
+before, after = (np.concatenate(x, -1) for x in (responses, network.lrn1(responses)))
+after *= lrn.k**lrn.beta  # without the constant factor that all responses get
+factor = after / before
+_, row, column, _ = np.unravel_index(np.argmax(np.abs(before)), before.shape)
 print(f"n={lrn.size}, k={lrn.k:g}, alpha={lrn.alpha:g}, beta={lrn.beta:g}")
-print(
-    f"left of a response, but for the constant: median {np.median(factor):.0%}, "
-    f"least {factor.min():.0%}"
-)
+print(f"after / before: median {np.median(factor):.0%}, lowest {factor.min():.0%}")
 
 # %%
 figure = plt.figure(figsize=(11, 3.6), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
 panels, top = left.subplots(1, 2), float(np.abs(before).max())
 for axes, values, title in zip(panels, (before, after), ("before", "after"), strict=True):
-    drawn = axes.imshow(tiles(halves(values[0])[0], 3), cmap="RdBu_r", vmin=-top, vmax=top)
+    shown = axes.imshow(tiles(halves(values[0])[0], 3), cmap="RdBu_r", vmin=-top, vmax=top)
     axes.set(title=f"{title}: maps of tower A", xticks=[], yticks=[])
-left.colorbar(drawn, ax=panels, label="response", shrink=0.8)
+left.colorbar(shown, ax=panels, label="response", shrink=0.8)
 axes, maps = right.subplots(), np.arange(before.shape[-1])
-_, row, column, _ = place
 axes.bar(maps - 0.2, before[0, row, column], 0.4, label="before")
 axes.bar(maps + 0.2, after[0, row, column], 0.4, label="after")
 axes.axvline(len(maps) / 2 - 0.5, color="0.5", linestyle=":")
 axes.axhline(0, color="0.5", linewidth=0.8)
 axes.set(
-    xlabel="map (dotted: from tower A to B)",
+    xlabel="map (left of the dotted line: tower A)",
     ylabel="response",
     title=f"all maps at row {row}, column {column}",
 )
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# Both sides of the figure leave out the constant factor $k^{-\beta}$, which every response gets.
-# What remains is the competition: where all is quiet nothing changes, and where a map is loud, it
-# and its two neighbours on either side lose most. The window never reaches over the dotted line
-# into the other tower.
+# Both sides of the figure are without the constant factor $k^{-\beta}$, which all responses get.
+# Where all responses are weak, nothing changes. Where a map responds strongly, this map and two maps
+# on each side of it lose most. The window never reaches over the dotted line into the other tower.
 #
-# ## Do the towers share the work?
+# ## Do the towers specialize?
 #
-# In the paper's runs one tower's kernels turned out colour-agnostic, the other's colour-specific,
-# whatever the initialisation (§6.1). A point is a kernel: to the right if it is about colour (0
-# is pure grey), high up if it is stripes of one direction.
+# In the paper's runs the kernels of one tower became colour-agnostic and those of the other
+# colour-specific, for any initialization (§6.1). Below, each point is a kernel. To the right are
+# kernels of colour (0 is pure grey); at the top are kernels with stripes of one direction.
 
 # %%
 draw_towers([folder])
 
 # %% [markdown]
-# Is what the towers differ by more than chance? If it is not, any other split of the same kernels
-# into two halves shows as much. The last column is the share of 10,000 random splits whose
-# difference is at least as large; the rows "initial" are the random kernels before training.
+# Is the difference between the towers more than chance? If not, any other split of the same kernels
+# into two halves shows a difference as large. The last column is the share of 10,000 random splits
+# with a difference at least as large. The rows "initial" are the random kernels before training.
 
 
 # %%
 def share_of_splits(values, splits=10_000):
-    """The share of random splits whose halves' means differ at least as much as the towers'."""
+    """The share of random splits whose two means differ by at least as much as the towers' do."""
     towers = np.subtract(*(half.mean() for half in halves(values)))
     shuffled = np.random.default_rng(0).permuted(np.tile(values, (splits, 1)), axis=1)
     others = np.subtract(*(half.mean(-1) for half in halves(shuffled)))
@@ -214,6 +208,6 @@ for name, params in {"initial": setup.network.init(c.seed), "trained": net.param
 Markdown(table)
 
 # %% [markdown]
-# One run of a small network on ten classes of drawn images is no test of the paper's finding:
-# the table says how this one came out. With more runs (`--config.seed=1` ...) `draw_towers` takes
-# all their folders.
+# One run of a small network on ten classes of generated images does not test the paper's finding.
+# The table only describes this run. With more runs (`--config.seed=1` ...) `draw_towers` takes all
+# of their folders.

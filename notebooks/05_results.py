@@ -63,9 +63,9 @@ print(*folders)
 # %% [markdown]
 # ## The table
 #
-# Errors are top-1 / top-5 in percent: of the whole network and, for the experiments of §3 and §4, of
-# the network without one of its parts. Runs that differ only in their seed share a row. A row with
-# "not run" has a config but no run.
+# Errors are top-1 / top-5 in percent: of the whole network and, for the experiments of §3 and §4,
+# of the network without one of its parts. Runs that differ only in their seed share a row. A row
+# with "not run" has a config but no run.
 
 # %%
 planned = [*planned_in("configs/alexnet_2012.py"), *planned_in("configs/ablations.py")]
