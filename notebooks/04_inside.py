@@ -170,8 +170,9 @@ _ = axes.legend(frameon=False)
 
 # %% [markdown]
 # Both sides of the figure are without the constant factor $k^{-\beta}$, which all responses get.
-# Where all responses are weak, nothing changes. Where a map responds strongly, this map and two maps
-# on each side of it lose most. The window never reaches over the dotted line into the other tower.
+# Where all responses are weak, nothing changes. Where a map responds strongly, this map and two
+# maps on each side of it lose most. The window never reaches over the dotted line into the other
+# tower.
 #
 # ## Do the towers specialize?
 #

@@ -1,6 +1,5 @@
-"""The notebooks: their two files hold the same cells, they are short, and they run."""
+"""The notebooks: both files of each hold the same cells, and they run."""
 
-import ast
 import shutil
 from pathlib import Path
 
@@ -15,8 +14,8 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "notebooks").glob("0*.py"))
 
-# A run of seconds. Everything that the notebooks read from it is there: each epoch measures the
-# layers, and the learning rate drops.
+# A run of a few seconds with everything that the notebooks read: diagnostics of the layers in each
+# epoch, and a drop of the learning rate.
 SMALL = """
 
 _whole = get_config
@@ -42,7 +41,7 @@ def script(request):
 
 
 def kept(script):
-    """The notebook beside a script, as it is kept with its outputs."""
+    """The committed .ipynb of a script, with its outputs."""
     return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
 
 
@@ -51,13 +50,9 @@ def outputs(notebook):
 
 
 def figures(notebook):
-    """The kinds of image among the outputs, in order."""
+    """The image types among the outputs, in order."""
     kinds = [kind for one in outputs(notebook) for kind in one.get("data", {})]
     return [kind for kind in kinds if kind.startswith("image/")]
-
-
-def test_there_are_five():
-    assert [script.stem[:2] for script in SCRIPTS] == ["01", "02", "03", "04", "05"]
 
 
 def test_both_files_hold_the_same_cells(script):
@@ -68,15 +63,7 @@ def test_both_files_hold_the_same_cells(script):
     nbformat.validate(executed)
 
 
-def test_a_notebook_is_short(script):
-    assert len(jupytext.read(script).cells) < 40
-    assert script.with_suffix(".ipynb").stat().st_size < 500_000
-    for node in ast.walk(ast.parse(script.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            assert node.end_lineno - node.lineno < 10, f"line {node.lineno} of {script.name}"
-
-
-def test_what_is_kept_ran_in_order_and_holds_nothing_of_the_machine_it_ran_on(script):
+def test_the_committed_outputs_are_of_one_run_and_name_no_machine(script):
     notebook = kept(script)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -91,7 +78,7 @@ def test_what_is_kept_ran_in_order_and_holds_nothing_of_the_machine_it_ran_on(sc
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The package and the configs with a smaller `tiny`; records and runs go here as well."""
+    """A copy of the repository with a smaller `tiny`; records and runs are made here."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "alexnet_jax").symlink_to(ROOT / "alexnet_jax")
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -102,7 +89,7 @@ def checkout(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_notebook_runs_and_draws_its_figures(script, checkout, monkeypatch):
+def test_a_notebook_runs_and_shows_its_figures(script, checkout, monkeypatch):
     for name in ("JAX_COMPILATION_CACHE_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(checkout / name.lower()))
     notebook = jupytext.read(script)
