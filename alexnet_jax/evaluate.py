@@ -1,13 +1,13 @@
-"""Error rates of trained networks, by the centre crop or by ten views; one, or several averaged.
+"""Error rates of trained networks, by the centre crop or by ten views: of one, or of an average.
 
 python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
 
-The networks' softmax outputs are averaged (§6.1), with equal weights. With --weights=search each
-has a weight of its own, as in 2012: found on every second image of the split, by what the average
-loses there; the error rates that are printed are then those of the other images.
+The softmax outputs of several networks are averaged with equal weights (§6.1). With
+--weights=search each network has its own weight, as in 2012: the weights with the lowest loss of
+the average on every second image of the split. The printed error rates are then those of the other
+images.
 """
 
-import argparse
 import functools
 import json
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.runtime import cli, host
@@ -25,7 +26,20 @@ from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import trained
 from alexnet_jax.training.scores import Evaluator, Scores, label_ranks, mean_scores
 
-TINY = float(np.finfo(np.float32).tiny)  # the least probability: what is impossible costs 87 nats
+TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
+
+OPTIONS = flags.FlagValues()
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
+VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "equal", ["equal", "search"], "Weights of the networks.", OPTIONS
+)
+STEP = flags.DEFINE_string("step", "newest", "Checkpoints: newest, best or a number.", OPTIONS)
+DEVICES = flags.DEFINE_integer("devices", 1, "Devices to use.", lower_bound=1, flag_values=OPTIONS)
+RECORDS = flags.DEFINE_string(
+    "records", None, "Where the runs' records are now, if they were moved.", OPTIONS
+)
+JSON = flags.DEFINE_string("json", None, "File to write the scores to.", OPTIONS)
 
 
 def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
@@ -48,13 +62,13 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     """Scores the average of several networks' softmax outputs on their validation split (§6.1).
 
     Args:
-      nets: trained on the same records; they may be of any kinds.
-      ten_views: average over ten views of each image, too; else its centre crop.
+      nets: trained on the same records; of one kind or of several.
+      ten_views: average over ten views of each image as well; False: the centre crop.
       search: find the weights on the images 0, 2, 4 ..., and score the others.
 
     Raises:
-      UserError: they were trained on different records, or score different splits; or weights are
-        to be found for one network.
+      UserError: they were trained on different records, or score different splits; or weights
+        shall be searched for one network.
     """
     _check_alike(nets)
     if search and len(nets) < 2:
@@ -88,17 +102,24 @@ def average(probs: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def score_probs(probs: np.ndarray, labels: np.ndarray) -> Scores:
-    """The scores of probabilities, float [n, classes], of images with `labels`, int [n]."""
+    """The scores of images with these `labels`, int [n], by `probs`, float [n, classes]."""
     ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
     losses = -np.log(np.maximum(_own(probs, labels), TINY))
     return mean_scores(losses, np.asarray(ranks))
 
 
 def search_weights(probs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The weights, with sum 1, of the average with the lowest mean loss, one after the other.
+    """The weights, with sum 1, of the average with the lowest mean loss: a coordinate search.
 
-    Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept;
-    the factors come nearer to 1, and each set is tried until none of it lowers the loss.
+    Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept.
+    A set of factors is tried until none lowers the loss; then comes a set that is nearer to 1.
+
+    Args:
+      probs: of each network, float [n, classes].
+      labels: int [n].
+
+    Returns:
+      float64 [networks].
     """
     weights = np.ones(len(probs)) / len(probs)
     own = np.stack([_own(part, labels) for part in probs]).astype(np.float64)
@@ -121,7 +142,7 @@ def search_weights(probs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarra
 
 
 def _own(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of each image's own class: float [n]."""
+    """The probability of each image's label: float [n]."""
     return np.take_along_axis(probs, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 
@@ -137,38 +158,24 @@ def _check_alike(nets: Sequence[trained.Trained]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are the process' own if not given."""
-    given = _parser().parse_args(arguments)
-
-    def job() -> None:
-        host.configure_jax(given.devices)
-        step, folders = trained.parse_step(given.step), cli.folders(given.workdirs)
-        file = cli.output("--json", given.json)
-        nets = [
-            trained.open_trained(f, step=step, devices=given.devices, records=given.records)
-            for f in folders
-        ]
-        search = given.weights == "search"
-        scores = evaluate_together(nets, ten_views=given.views == 10, search=search)
-        if file:
-            values = {"workdirs": [str(f) for f in folders], "steps": [net.step for net in nets]}
-            values |= {"views": given.views, "weights": given.weights} | scores._asdict()
-            file.write_text(json.dumps(values, indent=2) + "\n")
-
-    cli.guard(job, "stopped")
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("evaluate", __doc__)
-    add = parser.add_argument
-    add("--workdirs", required=True, help="the runs' folders, separated by commas")
-    add("--views", type=int, choices=(1, 10), default=10, help="of each image; 10")
-    add("--weights", choices=("equal", "search"), default="equal", help="of the networks; equal")
-    add("--step", default="newest", help="the checkpoints: newest, best or a number; newest")
-    add("--devices", type=cli.count, default=1, help="on which to compute; 1")
-    add("--records", help="where the runs' records are, if not where they were")
-    add("--json", help="a file to write the scores to")
-    return parser
+def _run(arguments: Sequence[str]) -> None:
+    cli.no_more(arguments)
+    host.configure_jax(DEVICES.value)
+    step, folders, file = trained.parse_step(STEP.value), cli.folders(WORKDIRS), cli.output(JSON)
+    nets = [
+        trained.open_trained(one, step=step, devices=DEVICES.value, records=RECORDS.value)
+        for one in folders
+    ]
+    search, views = WEIGHTS.value == "search", int(VIEWS.value)
+    scores = evaluate_together(nets, ten_views=views == 10, search=search)
+    if file:
+        values = {"workdirs": [str(one) for one in folders], "steps": [net.step for net in nets]}
+        values |= {"views": views, "weights": WEIGHTS.value} | scores._asdict()
+        file.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """python -m alexnet_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE]
 
-MODE is train, evaluate or describe. Any value of the config can be set as well:
---config.batch=64 --config.data.records=DIR. Several processes that an engine started share the work
-(launch/README.md).
+MODE is train, evaluate or describe. Any value of the config can be set on the command line:
+--config.batch=64 --config.data.records=DIR. If a cluster starts this command in several processes,
+they share the work (launch/README.md).
 """
 
 import json
@@ -18,38 +18,45 @@ from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import cli, distributed, host
-from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
 from alexnet_jax.training.setup import make_network
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "What to do.")
-_STEP = flags.DEFINE_string("step", "newest", "Checkpoint to evaluate: newest, best or a number.")
+OPTIONS = flags.FlagValues()
+CONFIG = cli.define_config(OPTIONS)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.", OPTIONS)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "What to do.", OPTIONS)
+STEP = flags.DEFINE_string(
+    "step", "newest", "Checkpoint to evaluate: newest, best or a number.", OPTIONS
+)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Picks the job."""
-    if arguments:
-        raise UserError(f"{arguments[0]!r} is no option: options begin with --")
-    c = cli.given_config()
-    if _MODE.value != "describe" and _WORKDIR.value is None:
-        raise UserError("--workdir is missing: give a folder for the run, as --workdir=runs/tiny")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are those of the process if None."""
+    resume = "stopped; the same command resumes from the newest checkpoint"
+    cli.run(_run, OPTIONS, __doc__, arguments, stopped=resume)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    cli.no_more(arguments)
+    c = cli.given_config(CONFIG)
+    folder = None if MODE.value == "describe" else Path(cli.required(WORKDIR))
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
     host.configure_jax(c.devices, deterministic=c.deterministic)
     _describe(c)
-    folder = Path(_WORKDIR.value or ".")
-    if _MODE.value == "train":
+    if folder is None:
+        return
+    if MODE.value == "train":
         distributed.on_main_process(lambda: _prepare(c))
         fit(c, folder)
-    elif _MODE.value == "evaluate":
-        evaluate(c, folder, trained.parse_step(_STEP.value))
+    else:
+        evaluate(c, folder, trained.parse_step(STEP.value))
 
 
 def _describe(c: config.Config) -> None:
-    """Says on what the config's network runs, and what it is."""
+    """Prints the devices that the config's network runs on, and a table of its layers."""
     network = make_network(c)
     devices = network.mesh.devices.flatten()
     among = (
@@ -60,7 +67,7 @@ def _describe(c: config.Config) -> None:
 
 
 def _prepare(c: config.Config) -> None:
-    """Makes the records if that needs nothing from the user."""
+    """Makes the records if their images are generated, so nothing is needed from the user."""
     data = c.data
     if data.source.split(":")[0] == "generated" and not is_prepared(data.records):
         say(f"making images in {data.records}")
@@ -68,4 +75,4 @@ def _prepare(c: config.Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "stopped; the same command resumes from the newest checkpoint")
+    main()

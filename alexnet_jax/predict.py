@@ -1,27 +1,40 @@
-"""The five best labels for images of one's own.
+"""The five best labels for your own images: JPEG, PNG and other common files.
 
 python -m alexnet_jax.predict --workdir=runs/alexnet IMAGE... [--json=FILE] [--out=FILE]
 
-A image is rescaled and cut as the training images were (§2), and looked at in ten views (§4.1).
+An image is rescaled and cut as the training images were (§2), and scored by ten views (§4.1).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 
 from alexnet_jax.data.images import centre_square, decode
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
 from alexnet_jax.figures.sheet import image_file, save
 from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import complain, progress_bar
 from alexnet_jax.training import trained
 from alexnet_jax.training.scores import Evaluator
 
-AT_ONCE = 16  # images at most; ten thousand need no more memory than these
+AT_ONCE = 16  # images at most, so that ten thousand need no more memory
+
+OPTIONS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", OPTIONS)
+VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
+STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
+RECORDS = flags.DEFINE_string(
+    "records", None, "Where the run's records are now, if they were moved.", OPTIONS
+)
+JSON = flags.DEFINE_string("json", None, "File to write the five best labels to.", OPTIONS)
+OUT = flags.DEFINE_string(
+    "out", None, "Figure to draw: each image with its best labels as bars.", OPTIONS
+)
 
 
 def predict(
@@ -38,7 +51,7 @@ def predict(
     classes = net.setup.records.manifest.classes
     found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
-    # Always as many: a network is compiled anew for each number of images.
+    # Always the same number, because the network is compiled again for each number of images.
     images = np.zeros((min(AT_ONCE, len(files)), size, size, 3), np.uint8)
     with progress_bar(len(files), "images", "images", leave=False) as bar:
         for start in range(0, len(files), AT_ONCE):
@@ -56,7 +69,7 @@ def predict(
 
 
 def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[Path, np.ndarray]]:
-    """Those that can be read, as uint8 [size, size, 3]; of the others a line goes to `unread`."""
+    """The files that can be read, as uint8 [size, size, 3]; `unread` gets a line for each other."""
     squares = []
     for file in files:
         try:
@@ -69,47 +82,33 @@ def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are the process' own if not given."""
-    given = _parser().parse_args(arguments)
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
 
-    def job() -> None:
-        host.configure_jax(1)
-        step, out = trained.parse_step(given.step), given.out and image_file(given.out)
-        file = cli.output("--json", given.json)
-        net = trained.open_trained(Path(given.workdir), step=step, records=given.records)
-        files = [Path(name) for name in given.images]
-        found, unread = predict(net, files, ten_views=given.views == 10)
-        for name, guess in found:
-            best = zip(guess.labels, guess.probs, strict=True)
-            print(f"{name}: " + ", ".join(f"{label} {chance:.1%}" for label, chance in best))
-        if file:
-            values = [{"image": str(name), "labels": _named(guess)} for name, guess in found]
-            file.write_text(json.dumps(values, indent=2) + "\n")
-        if out and found:
-            save(draw_guesses([guess for _, guess in found]), out)
-        for line in unread:
-            complain(line)
-        if unread:
-            sys.exit(2)
 
-    cli.guard(job, "stopped")
+def _run(arguments: Sequence[str]) -> None:
+    if not arguments:
+        raise UserError("give the files of images")
+    host.configure_jax(1)
+    step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
+    net = trained.open_trained(Path(cli.required(WORKDIR)), step=step, records=RECORDS.value)
+    found, unread = predict(net, list(map(Path, arguments)), ten_views=VIEWS.value == "10")
+    for name, guess in found:
+        best = zip(guess.labels, guess.probs, strict=True)
+        print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in best))
+    if file:
+        values = [{"image": str(name), "labels": _named(guess)} for name, guess in found]
+        file.write_text(json.dumps(values, indent=2) + "\n")
+    if out and found:
+        save(draw_guesses([guess for _, guess in found]), out)
+    for line in unread:
+        complain(line)
+    if unread:
+        sys.exit(2)
 
 
 def _named(guess: Guess) -> dict[str, float]:
     return dict(zip(guess.labels, guess.probs, strict=True))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("predict", __doc__)
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="JPEG, PNG and other common files")
-    add("--workdir", required=True, help="the folder of a run")
-    add("--views", type=int, choices=(1, 10), default=10, help="of each image; 10")
-    add("--step", default="newest", help="the checkpoint: newest, best or a number; newest")
-    add("--records", help="where the run's records are, if not where they were")
-    add("--json", help="a file to write the five best labels to")
-    add("--out", help="a image to draw: each image with its best labels as bars")
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ If it is stopped, the same command resumes. Threads share the work: decoding, re
 and summing run without Python's lock, and unlike processes no thread outlives the command.
 """
 
-import argparse
 import hashlib
 import os
 import threading
@@ -14,16 +13,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import cast, get_args
 
 import cv2
 import numpy as np
+from absl import flags
 from jaxtyping import UInt8
 
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
+
+OPTIONS = flags.FlagValues()
+SOURCE = flags.DEFINE_string("source", None, f"Where the images are: {sources.KINDS}.", OPTIONS)
+OUT = flags.DEFINE_string("out", None, "The folder to write; nothing else is written.", OPTIONS)
+SIZE = flags.DEFINE_integer("size", 256, "Side of the images, pixels.", flag_values=OPTIONS)
+FORMAT = flags.DEFINE_enum("format", "jpeg", get_args(layout.Format), "Of the records.", OPTIONS)
+SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Leave out images that cannot be decoded.", OPTIONS)
+VERIFY = flags.DEFINE_bool(
+    "verify", False, "Read all records again, and check their checksums.", OPTIONS
+)
+THREADS = flags.DEFINE_integer(
+    "threads", 0, "Threads that share the work; 0: one for each core.", flag_values=OPTIONS
+)
 
 
 def prepare(
@@ -81,17 +94,23 @@ def prepare(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are the process' own if not given."""
-    flags = vars(_parser().parse_args(arguments))
-    out = flags["out"]
-    cli.guard(lambda: _prepare_and_say(flags), f"stopped; the same command resumes in {out}")
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments, stopped="stopped; the same command resumes")
 
 
-def _prepare_and_say(flags: dict[str, Any]) -> None:
-    out, verify = flags["out"], flags.pop("verify")
+def _run(arguments: Sequence[str]) -> None:
+    cli.no_more(arguments)
+    source, out = cli.required(SOURCE), cli.required(OUT)
     done = records.is_prepared(out)
-    manifest = prepare(**flags)
-    if verify:
+    manifest = prepare(
+        source,
+        out,
+        size=SIZE.value,
+        format=cast(layout.Format, FORMAT.value),
+        skip_bad=SKIP_BAD.value,
+        threads=THREADS.value,
+    )
+    if VERIFY.value:
         records.verify(out)
         print(f"{out} holds what was prepared, to the last bit")
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
@@ -105,19 +124,6 @@ def _prepare_and_say(flags: dict[str, Any]) -> None:
     if manifest.skipped:
         where = Path(out, layout.MANIFEST)
         print(f"Left out, as they cannot be decoded: {len(manifest.skipped)}, listed in {where}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("prepare", __doc__)
-    add = parser.add_argument
-    add("--source", required=True, help=f"where the images are: {sources.KINDS}")
-    add("--out", required=True, help="the folder to write; nothing is written elsewhere")
-    add("--size", type=int, default=256, help="side of the images, pixels; 256")
-    add("--format", choices=get_args(layout.Format), default="jpeg", help="of the records; jpeg")
-    add("--skip-bad", action="store_true", help="leave out images that cannot be decoded")
-    add("--verify", action="store_true", help="read all again, and compare with what was written")
-    add("--threads", type=int, default=0, help="that share the work; 0: one for each core")
-    return parser
 
 
 def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:

@@ -1,20 +1,21 @@
-"""What runs came to, as a table in Markdown: the paper, the logs of 2012, ours.
+"""The results of runs as a Markdown table, beside those of the paper and of the logs of 2012.
 
 python -m alexnet_jax.report --workdirs=runs/a,runs/b [--configs=configs/cifar10.py:18] [--out=FILE]
 
-Runs that differ in nothing but their seed share a row, with the mean and, from two seeds on, the
-standard deviation. Errors are top-1 / top-5 in percent, on the split that the run scores.
---configs names what has a row even if no run is given; of a file with several, all, or FILE:NAME.
+Runs that differ only in their seed share a row: the mean and, from two seeds on, the standard
+deviation. Errors are top-1 / top-5 in percent, on the validation split of the run. The configs of
+--configs have a row even if they were not run; of a file with several variants all have one, or
+only that of FILE:VARIANT.
 """
 
-import argparse
 import json
-import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
+
+from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.runtime import cli, workdir
@@ -35,6 +36,13 @@ HEAD = (
     "on",
 )
 NOT_RUN = "not run"
+
+OPTIONS = flags.FlagValues()
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
+CONFIGS = flags.DEFINE_list(
+    "configs", [], "Configs that have a row even if they were not run.", OPTIONS
+)
+OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
 class Errors(NamedTuple):
@@ -60,7 +68,7 @@ class Run:
     def kind(self) -> str:
         """Equal for runs that differ in their seed alone."""
         c = self.config
-        values = config.decisive(config.as_dict(c)) | {"seed": None}
+        values = config.fixed_values(config.as_dict(c)) | {"seed": None}
         length = [c.epochs, c.steps, self.finished]  # may change while a run goes on; decisive here
         return json.dumps([c.experiment.name, self.records, length, values], sort_keys=True)
 
@@ -135,7 +143,7 @@ def _name(runs: list[Run]) -> str:
 
 def _apart(runs: list[Run], namesakes: list[list[Run]]) -> str:
     """The values by which runs differ from others of the same name."""
-    mine = config.decisive(config.as_dict(runs[0].config))
+    mine = config.fixed_values(config.as_dict(runs[0].config))
     keys = {key for group in namesakes for key in _differing(group[0].config, runs[0].config)}
     return "".join(f", {key}={mine[key]}" for key in sorted(keys & mine.keys() - {"seed"}))
 
@@ -200,46 +208,29 @@ def _last(lines: list[dict[str, Any]], prefix: str) -> Errors | None:
 # --- the command --------------------------------------------------------------------------------
 
 
-def planned_in(spec: str) -> list[config.Experiment]:
-    """The experiments of a config file, as FILE or FILE:NAME.
+def planned_in(text: str) -> list[config.Experiment]:
+    """The experiments of a config file: of all its variants, or of the one in FILE:VARIANT.
 
     Raises:
       UserError: it cannot be loaded.
     """
-    path, _, name = spec.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--configs={spec}: there is no file {path}")
-    try:
-        module = runpy.run_path(path)
-        names = [name] if name else module.get("NAMES", [])
-        made = [module["get_config"](one) for one in names] or [module["get_config"]()]
-    except Exception as error:  # a config is a program: it may raise anything
-        raise UserError(f"--configs={spec}: {type(error).__name__}: {error}") from None
-    return [config.parse(one).experiment for one in made]
+    configs = cli.load_configs(text, all_variants=True)
+    return [config.parse(one).experiment for one in configs]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are the process' own if not given."""
-    given = _parser().parse_args(arguments)
-
-    def job() -> None:
-        out = cli.output("--out", given.out)
-        specs = [spec for spec in given.configs.split(",") if spec]
-        planned = [one for spec in specs for one in planned_in(spec)]
-        table = report(cli.folders(given.workdirs), planned)
-        print(table)
-        if out:
-            out.write_text(table + "\n")
-
-    cli.guard(job, "stopped")
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("report", __doc__)
-    parser.add_argument("--workdirs", required=True, help="the runs' folders, by commas")
-    parser.add_argument("--configs", default="", help="what else has a row, by commas")
-    parser.add_argument("--out", help="a file to write the table to")
-    return parser
+def _run(arguments: Sequence[str]) -> None:
+    cli.no_more(arguments)
+    out = cli.output(OUT)
+    planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
+    table = report(cli.folders(WORKDIRS), planned)
+    print(table)
+    if out:
+        out.write_text(table + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6'
 torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
 
-`import` makes a workdir whose checkpoint, of step 0, main, evaluate and the others go on from.
+`import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
 What a layout cannot say: Caffe's own networks normalise across both towers' maps, ours (§3.3) do
 not; torchvision's AlexNet is another network, without towers.
 """
@@ -15,7 +15,7 @@ not; torchvision's AlexNet is another network, without towers.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import numpy as np
@@ -222,27 +222,35 @@ def _safetensors() -> Any:
 # --- the command --------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Exports or imports, as the first argument says."""
-    given = flags.FLAGS
-    if list(arguments) not in (["export"], ["import"]):
-        raise UserError("say what to do: export or import, and the options after it")
-    for name in ("workdir", "file"):
-        if given[name].value is None:
-            raise UserError(f"--{name} is missing")
-    folder, file = Path(given.workdir), Path(given.file)
-    if arguments[0] == "export":
+OPTIONS = flags.FlagValues()
+CONFIG = cli.define_config(OPTIONS)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to export, or to make.", OPTIONS)
+FILE = flags.DEFINE_string("file", None, "The safetensors file.", OPTIONS)
+LAYOUT = flags.DEFINE_enum(
+    "layout", "classic", get_args(Layout), "Names and shapes in the file.", OPTIONS
+)
+STEP = flags.DEFINE_string(
+    "step", "newest", "Checkpoint to export: newest, best or a number.", OPTIONS
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    what = cli.one_of(["export", "import"], arguments)
+    folder, file = Path(cli.required(WORKDIR)), Path(cli.required(FILE))
+    layout = cast(Layout, LAYOUT.value)
+    if what == "export":
         host.configure_jax(1)
-        export_weights(folder, file, given.layout, trained.parse_step(given.step))
+        export_weights(folder, file, layout, trained.parse_step(STEP.value))
     else:
-        c = cli.given_config()
+        c = cli.given_config(CONFIG)
         host.configure_jax(c.devices, deterministic=c.deterministic)
-        import_weights(c, folder, file, given.layout)
+        import_weights(c, folder, file, layout)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the run to export, or to make.")
-    flags.DEFINE_string("file", None, "The safetensors file.")
-    flags.DEFINE_enum("layout", "classic", get_args(Layout), "Names and shapes in the file.")
-    flags.DEFINE_string("step", "newest", "Checkpoint to export: newest, best or a number.")
-    cli.run(main, "stopped")
+    main()

@@ -1,7 +1,8 @@
 """python -m alexnet_jax.benchmark SECTION --config=configs/NAME.py [--batch=32] [--peer] ...
 
-Sections: step, layers, input, train, collectives, traffic, memory, compile. Without the config's
-records it draws images. --batch, --dtype and --devices take lists, as --batch=16,32,128.
+Sections: step, layers, input, train, collectives, traffic, memory, compile. Generated images are
+used if the records of the config are missing. --batch, --dtype and --devices take lists:
+--batch=16,32,128.
 """
 
 import json
@@ -10,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -21,12 +21,20 @@ from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import markdown_table
 
-_BATCH = flags.DEFINE_list("batch", None, "Images in a step; the config's.")
-_DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; the config's.")
-_DEVICES = flags.DEFINE_list("devices", None, "Numbers of devices; the config's.")
-_PEER = flags.DEFINE_bool("peer", False, "In step: time PyTorch and plain JAX beside.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Repetitions of each thing.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "Write the table to this file, too.")
+OPTIONS = flags.FlagValues()
+CONFIG = cli.define_config(OPTIONS)
+BATCH = flags.DEFINE_list("batch", None, "Images in a step; if not given, the config's.", OPTIONS)
+DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; if not given, the config's.", OPTIONS)
+DEVICES = flags.DEFINE_list(
+    "devices", None, "Numbers of devices; if not given, the config's.", OPTIONS
+)
+PEER = flags.DEFINE_bool(
+    "peer", False, "In section step: measure PyTorch and plain JAX as well.", OPTIONS
+)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "How often each thing is measured.", lower_bound=1, flag_values=OPTIONS
+)
+JSON = flags.DEFINE_string("json", None, "File to write the table to, with the machine.", OPTIONS)
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "step": step_time.measure,
@@ -40,36 +48,37 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measures a section; prints the table."""
-    if len(arguments) != 1 or arguments[0] not in SECTIONS:
-        raise UserError(f"name one section: {', '.join(SECTIONS)}; got {' '.join(arguments)!r}")
-    if _PEER.value and arguments[0] != "step":
-        raise UserError(f"--peer: {arguments[0]} has no peers, only step has")
-    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        raise UserError(f"--json={_JSON.value}: make its folder first")
-    c = cli.given_config()
-    devices = _numbers(_DEVICES, c.devices)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    section = cli.one_of(SECTIONS, arguments)
+    if PEER.value and section != "step":
+        raise UserError(f"--peer: only the section step compares with others, not {section}")
+    file, c = cli.output(JSON), cli.given_config(CONFIG)
+    devices = _numbers(DEVICES, c.devices)
     host.configure_jax(max(devices), deterministic=c.deterministic)
     with tempfile.TemporaryDirectory(prefix="alexnet-jax-benchmark-") as folder:
         bench = Bench(
             config=with_records(c, Path(folder)),
-            batches=_numbers(_BATCH, c.batch),
+            batches=_numbers(BATCH, c.batch),
             dtypes=_dtypes(c.dtype),
             devices=devices,
-            peer=_PEER.value,
-            repeats=_REPEATS.value,
+            peer=PEER.value,
+            repeats=REPEATS.value,
             folder=Path(folder),
         )
-        rows = SECTIONS[arguments[0]](bench)
+        rows = SECTIONS[section](bench)
     print(_machine_text())
     print(_table(rows))
-    if _JSON.value:
-        result = {"section": arguments[0], "machine": _machine(), "rows": rows}
-        Path(_JSON.value).write_text(json.dumps(result | {"command": sys.argv}, indent=1) + "\n")
+    if file:
+        result = {"section": section, "machine": _machine(), "rows": rows, "command": sys.argv}
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _numbers(flag: Any, otherwise: int) -> tuple[int, ...]:
+def _numbers(flag: flags.FlagHolder[list[str] | None], otherwise: int) -> tuple[int, ...]:
     given = flag.value or [str(otherwise)]
     for one in given:
         if not one.isdecimal() or int(one) < 1:
@@ -79,13 +88,13 @@ def _numbers(flag: Any, otherwise: int) -> tuple[int, ...]:
 
 def _dtypes(otherwise: DType) -> tuple[DType, ...]:
     known: dict[str, DType] = {"float32": "float32", "bfloat16": "bfloat16"}
-    for one in _DTYPE.value or []:
+    for one in DTYPE.value or []:
         if one not in known:
             raise UserError(f"--dtype={one}: give float32, bfloat16 or both")
-    return tuple(known[one] for one in _DTYPE.value or [otherwise])
+    return tuple(known[one] for one in DTYPE.value or [otherwise])
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, str | int]:
     return host.describe(jax.devices()) | {"python": platform.python_version()}
 
 
@@ -99,7 +108,7 @@ def _table(rows: list[Row]) -> str:
     return markdown_table([columns, *([_cell(row.get(name)) for name in columns] for row in rows)])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: str | float | None) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -108,4 +117,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, "stopped")
+    main()

@@ -1,24 +1,28 @@
-"""The paper's figures, and training curves, drawn from workdirs.
+"""The paper's figures and training curves, drawn from workdirs, and Fig. 2 from a config.
 
 python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figure1.png
+python -m alexnet_jax.figures figure2 --config=configs/alexnet.py --out=figure2.png
 python -m alexnet_jax.figures kernels --workdir=runs/alexnet --out=kernels.png
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 
 figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%
+figure2     Fig. 2: the network, a colour for each device, and the bytes between the devices
 kernels     Fig. 3: the first layer's kernels, tower A above tower B
 towers      how colourful and how oriented the kernels of each tower are, run by run
 figure4     Fig. 4, left: eight validation images with their five best labels
-neighbours  Fig. 4, right: five of them, and the training images that fc7 takes for most alike
+neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7
 curves      loss, error rates and learning rate of each run
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from absl import flags
+
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
+from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.figures.kernels import draw_kernels, draw_towers
 from alexnet_jax.figures.sheet import image_file, save
@@ -37,26 +41,30 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
 }
 
 
+OPTIONS = flags.FlagValues()
+WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
+flags.DEFINE_alias("workdir", "workdirs", OPTIONS)
+CONFIG = cli.define_config(OPTIONS)
+OUT = flags.DEFINE_string("out", None, "The image to write: figure.png.", OPTIONS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; `arguments` are the process' own if not given."""
-    given = _parser().parse_args(arguments)
-
-    def job() -> None:
-        host.configure_jax(1)
-        folders, out = cli.folders(given.workdirs), image_file(given.out)
-        save(FIGURES[given.name](folders), out)
-        print(f"{given.name} in {out}")
-
-    cli.guard(job, "stopped")
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.parser("figures", __doc__)
-    add = parser.add_argument
-    add("name", choices=tuple(FIGURES), help="which figure")
-    add("--workdirs", "--workdir", required=True, help="the runs' folders, by commas")
-    add("--out", required=True, help="the image to write, as figure.png")
-    return parser
+def _run(arguments: Sequence[str]) -> None:
+    name = cli.one_of([*FIGURES, "figure2"], arguments)
+    host.configure_jax(1)
+    cli.required(OUT)
+    out = image_file(OUT)
+    assert out is not None
+    if name == "figure2":
+        figure = draw_figure2(cli.given_config(CONFIG))
+    else:
+        figure = FIGURES[name](cli.folders(WORKDIRS))
+    save(figure, out)
+    print(f"{name} in {out}")
 
 
 if __name__ == "__main__":

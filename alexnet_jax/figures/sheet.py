@@ -1,8 +1,10 @@
-"""A sheet to draw on, and its way into a file."""
+"""New figures, and the files that they are saved in."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from absl import flags
 
 from alexnet_jax.runtime import cli
 from alexnet_jax.runtime.errors import UserError
@@ -24,18 +26,21 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def image_file(text: str) -> Path:
-    """The file of ``--out``, checked before there is anything to draw.
+def image_file(option: flags.FlagHolder[str | None]) -> Path | None:
+    """The file of an option such as ``--out``, checked before anything is drawn.
 
     Raises:
       UserError: its folder is missing, or its name has no ending that matplotlib knows; or
         matplotlib is not installed.
     """
-    file = cli.output("--out", text)
-    assert file is not None
+    file = cli.output(option)
+    if file is None:
+        return None
     known = sorted(new_figure(1, 1).canvas.get_supported_filetypes())
     if file.suffix[1:].lower() not in known:
-        raise UserError(f"--out={text}: end the name with one of {', '.join(known)}, as in a.png")
+        raise UserError(
+            f"--{option.name}={file}: end the name with one of {', '.join(known)}, as in a.png"
+        )
     return file
 
 
@@ -52,5 +57,4 @@ def the_only(folders: Sequence[Path], name: str) -> Path:
 
 def save(figure: "Figure", out: Path) -> None:
     """Writes a figure, in the format of the file's name."""
-    options: dict[str, Any] = {"dpi": 150}
-    figure.savefig(out, **options)
+    figure.savefig(out, dpi=150)

@@ -1,120 +1,231 @@
-"""What the commands have in common: a config on the command line, and one line for each error."""
+"""What all commands share: their options, --config, and one line for each error.
 
-import argparse
+A command defines its options in ``flags.FlagValues`` of its own, because one command may import
+another. Its ``main(arguments)`` hands them to `run`.
+"""
+
+import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.signals import INTERRUPTED, Stopped
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run: a file of configs/.")
+ConfigFlag = flags.FlagHolder[ConfigDict | None]
+
+_command_line: list[str] = []  # what is parsed now; config_flags looks for --config.KEY in it
 
 
-def run(job: Callable[[Sequence[str]], None], stopped: str) -> None:
-    """Runs `job` on the arguments that are no options, and exits.
+def run(
+    job: Callable[[Sequence[str]], None],
+    options: flags.FlagValues,
+    about: str | None,
+    arguments: Sequence[str] | None = None,
+    *,
+    stopped: str = "stopped",
+) -> None:
+    """Parses a command line, and calls `job` with the arguments that are not options.
 
-    An error that the user can fix gives one line and status 2; Ctrl-C gives `stopped` and 130.
+    Exits with status 2 and one line after an error that the user can fix, and with a line that
+    says `stopped` after a signal: status 130 after Ctrl-C, 75 after SIGTERM.
+
+    Args:
+      job: reads its options from the flags that `options` holds.
+      options: all options of the command.
+      about: what --help prints above the options: the docstring of the command's module.
+      arguments: the command line without the command; None: that of this process.
+      stopped: what to say after a signal.
     """
-
-    app.run(lambda line: guard(lambda: job(line[1:]), stopped), flags_parser=_parse_flags)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not {"--help", "-h"}.isdisjoint(given):
+        print(_help(options, about or ""))
+        sys.exit()
+    guard(lambda: job(_parse(options, given)), stopped)
 
 
 def guard(job: Callable[[], None], stopped: str) -> None:
-    """Does `job`. Exits with one line where an error that the user can fix or a signal ends it."""
+    """Calls `job`. Exits with one line after an error that the user can fix, or after a signal."""
     try:
         job()
     except (UserError, OSError) as error:
-        _fail(error)
-    except Stopped as stop:  # all processes do at the same time
+        distributed.end(2, str(error))
+    except Stopped as stop:  # all processes stop after the same step
         if distributed.process_index() == 0:
             print(stopped, file=sys.stderr)
         sys.exit(stop.status)
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
-        distributed.end(INTERRUPTED, "")
+        distributed.end(INTERRUPTED)
+    except Exception as error:
+        if distributed.process_count() == 1:
+            raise
+        distributed.end_with_traceback(error)
 
 
-def parser(module: str, about: str) -> argparse.ArgumentParser:
-    """For a command that needs no config: `python -m alexnet_jax.MODULE`, and its docstring."""
-    return argparse.ArgumentParser(
-        prog=f"python -m alexnet_jax.{module}",
-        description=about,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+# --- arguments ----------------------------------------------------------------------------------
 
 
-def folders(text: str) -> list[Path]:
-    """The folders that ``--workdirs`` names, separated by commas.
+def required(option: flags.FlagHolder[str | None]) -> str:
+    """The value of an option that must be given.
+
+    Raises:
+      UserError: it was not given.
+    """
+    if option.value is None:
+        raise UserError(f"--{option.name} is missing; see --help")
+    return option.value
+
+
+def one_of(choices: Collection[str], arguments: Sequence[str]) -> str:
+    """The only argument that is not an option, such as the name of a figure.
+
+    Raises:
+      UserError: there is none, or several, or it is not one of `choices`.
+    """
+    if len(arguments) != 1 or arguments[0] not in choices:
+        got = " ".join(arguments) or "nothing"
+        raise UserError(f"give one of {', '.join(choices)}, and options; got {got}")
+    return arguments[0]
+
+
+def no_more(arguments: Sequence[str]) -> None:
+    """Raises UserError if there are arguments that are not options."""
+    if arguments:
+        raise UserError(f"{arguments[0]!r} is not an option: options begin with --")
+
+
+def folders(option: flags.FlagHolder[list[str] | None]) -> list[Path]:
+    """The folders that ``--workdirs`` names.
 
     Raises:
       UserError: there is none.
     """
-    found = [Path(name) for name in text.split(",") if name]
+    found = [Path(name) for name in option.value or [] if name]
     if not found:
-        raise UserError("--workdirs is empty: give the folders of runs, as runs/a,runs/b")
+        raise UserError("--workdirs is missing: give the folders of runs, as runs/a,runs/b")
     return found
 
 
-def output(option: str, text: str | None) -> Path | None:
-    """The file that a command is to write, checked before it begins to work; None if not given.
+def output(option: flags.FlagHolder[str | None]) -> Path | None:
+    """The file that a command shall write, checked before the work begins; None if not given.
 
     Raises:
       UserError: its folder is missing, or it is a folder.
     """
-    if text is None:
+    if option.value is None:
         return None
-    file = Path(text)
+    file, given = Path(option.value), f"--{option.name}={option.value}"
     if not file.parent.is_dir():
-        raise UserError(f"{option}={text}: there is no folder {file.parent}; make it first")
+        raise UserError(f"{given}: there is no folder {file.parent}; make it first")
     if file.is_dir():
-        raise UserError(f"{option}={text} is a folder; give the name of a file in it")
+        raise UserError(f"{given} is a folder; give the name of a file in it")
     return file
 
 
-def count(text: str) -> int:
-    """A number of an option, from 1 on, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
-    return int(text)
+# --- configs ------------------------------------------------------------------------------------
 
 
-def given_config() -> config.Config:
-    """The config of --config and its overrides.
+def define_config(options: flags.FlagValues) -> ConfigFlag:
+    """Adds --config=FILE, and --config.KEY=VALUE for every value of that config."""
+    about = (
+        "A config: a file, as configs/tiny.py; a variant in a file, as configs/cifar10.py:18; or "
+        "the name of a packaged file, as tiny. Any of its values can be set: --config.batch=64."
+    )
+    flag = config_flags.DEFINE_config_file(
+        "config", None, about, flag_values=options, sys_argv=_command_line
+    )
+    options["config"].parser = _ConfigParser()
+    return flag
+
+
+def given_config(flag: ConfigFlag) -> config.Config:
+    """The config of --config, with the values that were set by --config.KEY.
 
     Raises:
-      UserError: there is none, or see `config.parse`.
+      UserError: it was not given, or see `config.parse`.
     """
-    if _CONFIG.value is None:
+    if flag.value is None:
         raise UserError("--config is missing: give a file, as --config=configs/tiny.py")
-    return config.parse(_CONFIG.value)
+    return config.parse(flag.value)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """The flags; what is wrong with them or with the config's file, in one line."""
+def load_configs(text: str, *, all_variants: bool = False) -> list[ConfigDict]:
+    """The config of FILE or FILE:VARIANT; or, if asked for, all variants that FILE has.
+
+    Args:
+      text: FILE is a path, or the name of a packaged file.
+      all_variants: of a FILE without :VARIANT return all that it lists as NAMES.
+
+    Raises:
+      UserError: it cannot be found or loaded.
+    """
+    name, _, variant = text.partition(":")
+    file = _find_config(name)
     try:
-        rest = flags.FLAGS(arguments)
-        if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()  # a file that cannot be loaded says so when it is used
-        return rest
-    except flags.Error as error:
-        _fail(_without_traceback(str(error)))
+        module = runpy.run_path(str(file))
+        variants = [variant] if variant else module.get("NAMES", ()) if all_variants else ()
+        get_config = module["get_config"]
+        return [ConfigDict(get_config(one)) for one in variants] or [ConfigDict(get_config())]
     except Exception as error:  # a config is a program: it may raise anything
-        _fail(f"the config cannot be loaded: {type(error).__name__}: {error}")
+        raise UserError(f"{text} cannot be loaded: {type(error).__name__}: {error}") from None
 
 
-def _without_traceback(text: str) -> str:
-    """What a config that was given an argument raised comes wrapped up in its whole traceback."""
-    before, found, trace = text.partition("Traceback (most recent call last)")
-    return before + trace.strip().splitlines()[-1] if found else text
+def _find_config(name: str) -> Path:
+    """The file `name` if there is one, else the packaged file for 'configs/NAME.py' or 'NAME'."""
+    file = Path(name)
+    if file.is_file():
+        return file
+    folder = Path(str(files("alexnet_jax.configs")))
+    packaged = {one.stem: one for one in sorted(folder.glob("[!_]*.py"))}
+    short = file.stem if file == Path("configs", f"{file.stem}.py") else name
+    if short not in packaged:
+        raise UserError(f"there is no config {name}; give a file, or one of {', '.join(packaged)}")
+    return packaged[short]
 
 
-def _fail(error: object) -> NoReturn:
-    distributed.end(2, str(error))
+class _ConfigParser(flags.ArgumentParser[ConfigDict]):
+    """Loads what --config names."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        (loaded,) = load_configs(argument)
+        return loaded.lock()  # so that --config.KEY can set no new keys
+
+    def flag_type(self) -> str:
+        return "config"
+
+
+# --- parsing ------------------------------------------------------------------------------------
+
+
+def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Sets the options; returns the other arguments.
+
+    Raises:
+      UserError: an option is unknown, or its value does not fit.
+    """
+    for name in [name for name in options if name.startswith("config.")]:
+        delattr(options, name)  # from an earlier command line
+    options.unparse_flags()
+    flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; they keep their defaults
+    _command_line[:] = ["python", *arguments]
+    try:
+        return options(_command_line)[1:]
+    except (flags.Error, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(error.args[0] if error.args else error) from None
+
+
+def _help(options: flags.FlagValues, about: str) -> str:
+    lines = [about.strip(), "", "Options:"]
+    for name in options:
+        flag = options[name]
+        default = f" (default: {flag.default})" if flag.default not in (None, False) else ""
+        text = f"--{name}  {flag.help}{default}"
+        lines.append(flags.text_wrap(text, indent=" " * 6, firstline_indent="  "))
+    return "\n".join(lines)

@@ -5,7 +5,7 @@
 Images, their order, crops, mirror images and lighting are ours, bit for bit; the network,
 gradients, dropout and update are PyTorch's, on the CPU or one GPU. The workdir has the same
 `config.json` and `metrics.jsonl` as ours, so `figures curves` and `report` read both; it has no
-checkpoints and cannot be gone on with. The initial weights are ours, of the config's seed.
+checkpoints and cannot be resumed. The initial weights are ours, of the config's seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -158,18 +158,24 @@ def _batches(setup: Setup, steps: int) -> Iterator[dict[str, np.ndarray]]:
             yield next(all_)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command."""
-    given = flags.FLAGS
-    if arguments or given.workdir is None:
-        raise UserError("give --config=FILE and --workdir=DIR")
-    c = replace(cli.given_config(), devices=1)
+OPTIONS = flags.FlagValues()
+CONFIG = cli.define_config(OPTIONS)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", OPTIONS)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; `arguments` are those of the process if None."""
+    cli.run(_run, OPTIONS, __doc__, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    cli.no_more(arguments)
+    folder, c = Path(cli.required(WORKDIR)), replace(cli.given_config(CONFIG), devices=1)
     name = f"{c.experiment.name}_pytorch"
     c = replace(c, experiment=replace(c.experiment, name=name, against=c.experiment.name))
     host.configure_jax(1)
-    run(c, Path(given.workdir))
+    run(c, folder)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    cli.run(main, "stopped")
+    main()
