@@ -1,7 +1,7 @@
-"""Every command in README runs, in its order and in one folder, as a reader would type them.
+"""Every command in README and docs/usage.md runs, in their order and in one folder.
 
-What takes long or needs what is not here is made small: see `SMALLER`. The commands that set up an
-environment are taken without that part, and the one that runs the tests is the one that is running.
+What takes long or needs missing data is made small: see `SMALLER`. The commands that set up an
+environment are not run: the tests already have one.
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import cv2
@@ -19,14 +20,16 @@ from alexnet_jax.report import planned_in
 from tests.data.conftest import tar_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README, USAGE = ((ROOT / name).read_text() for name in ("README.md", "docs/usage.md"))
 DOCS = README + "".join(file.read_text() for file in (ROOT / "docs").glob("*.md"))
-LINE = re.compile(r"^ *(?:python3 -m venv .*&& .venv/bin/)?(python -m [\w.]+.*)$", re.MULTILINE)
-COMMANDS = [one for one in LINE.findall(README) if not one.endswith("-m pytest")]
+LINE = re.compile(r"^ *(python -m [\w.]+ .*)$", re.MULTILINE)
+COMMANDS = list(dict.fromkeys(LINE.findall(README) + LINE.findall(USAGE)))
 
-FEW_STEPS = "--config.steps=1 --config.batch=2 --config.evaluate.batch=2"
+TINY = COMMANDS[0]
+FEW_STEPS = "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1"
 SMALLER = {
     "--workdir=runs/alexnet_2012": f"--workdir=runs/alexnet_2012 {FEW_STEPS}",
+    "--config.model.classes=10": f"--config.model.classes=2 {FEW_STEPS}",
     "--config.data.records=RECORDS --config.model.classes=CLASSES": FEW_STEPS,
     "--config=configs/alexnet.py --batch=16,32,128 --devices=1,2 --peer": (
         "--config=configs/tiny.py --batch=4 --devices=1,2 --repeats=1"
@@ -34,25 +37,31 @@ SMALLER = {
 }
 
 
+def jpeg(rng: np.random.Generator) -> bytes:
+    return cv2.imencode(".jpg", rng.integers(0, 256, (256, 300, 3), np.uint8))[1].tobytes()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the downloads that README speaks of: ILSVRC-2012's tars, of two classes."""
+    """With the data that README names: ILSVRC-2012's tars, and photos; each with two classes."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("configs", "docs"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
 
-    def jpeg() -> bytes:
-        return cv2.imencode(".jpg", rng.integers(0, 256, (256, 300, 3), np.uint8))[1].tobytes()
-
     wnids = ("n01440764", "n01491361")
-    classes = {w: tar_of({f"{w}_{i}.JPEG": jpeg() for i in range(2)}) for w in wnids}
+    classes = {w: tar_of({f"{w}_{i}.JPEG": jpeg(rng) for i in range(2)}) for w in wnids}
     downloads = folder / "DOWNLOADS"
     downloads.mkdir()
     train = tar_of({f"{wnid}.tar": tar for wnid, tar in classes.items()})
     (downloads / "ILSVRC2012_img_train.tar").write_bytes(train)
-    validation = tar_of({f"ILSVRC2012_val_{i:08d}.JPEG": jpeg() for i in (1, 2)})
+    validation = tar_of({f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(rng) for i in (1, 2)})
     (downloads / "ILSVRC2012_img_val.tar").write_bytes(validation)
+
+    for place in ("train/hat", "train/shoe", "val/hat", "val/shoe"):
+        (folder / "photos" / place).mkdir(parents=True)
+        (folder / "photos" / place / "1.jpg").write_bytes(jpeg(rng))
+    (folder / "photo.jpg").write_bytes(jpeg(rng))
     return folder
 
 
@@ -74,34 +83,46 @@ def done(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_in_readme_runs(folder, done, line):
+def test_every_command_runs_and_writes_its_files(folder, done, line):
     assert done[line].returncode == 0, done[line].stderr[-2000:]
     for written in re.findall(r"--(?:workdir|out|file|json)=(\S+)", line):
         assert (folder / written).exists()
 
 
 @pytest.mark.slow
-def test_the_main_job_learns_its_images_and_says_what_readme_says(folder, done):
-    """Top-1 error under 10%; the last lines are README's but for the numbers."""
-    shown = re.search(r"ends with:\n\n```\n(.*?)```", README, re.DOTALL)
-    lines = (folder / "runs/tiny/metrics.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
-    assert last["val/top1_error"] < 0.10
-    assert last["val_ten_views/top1_error"] < 0.10
+def test_the_first_command_learns_its_images_and_prints_what_readme_shows(folder, done):
+    """Top-1 error under 10%; the last lines are README's except for the numbers."""
+    shown = re.search(r"ends with:\n\n```\n(.*?)```", README, re.DOTALL)[1].splitlines()
+    lines = [json.loads(line) for line in (folder / "runs/tiny/metrics.jsonl").open()]
+    assert lines[-1]["val/top1_error"] < 0.10
+    assert lines[-1]["val_ten_views/top1_error"] < 0.10
 
-    def without_numbers(text: str) -> list[str]:
-        return re.sub(r"[\d.]+", "N", text.replace(str(folder), "...")).splitlines()[-5:]
+    def without_numbers(lines: list[str]) -> list[str]:
+        return [re.sub(r"[\d.]+", "N", line) for line in lines]
 
-    assert without_numbers(done[COMMANDS[0]].stdout) == without_numbers(shown[1])
+    printed = done[TINY].stdout.splitlines()[-len(shown) :]
+    assert without_numbers(printed) == without_numbers(shown)
 
-    best = min(one["val/top1_error"] for one in map(json.loads, lines) if "val/top1_error" in one)
+    best = min(line["val/top1_error"] for line in lines if "val/top1_error" in line)
     scored = next(line for line in COMMANDS if "--step=best" in line)
     assert f"centre crop: top-1 error {best:.2%}" in done[scored].stdout
 
 
-def test_what_is_made_smaller_stands_in_readme():
-    assert all(long in README for long in SMALLER)
-    assert len(COMMANDS) >= 13
+def test_the_commands_were_found():
+    assert TINY == "python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny"
+    assert len(COMMANDS) == len(re.findall(r"python -m alexnet_jax\.[a-z]+ ", README + USAGE))
+    assert all(long in README + USAGE for long in SMALLER)
+
+
+def test_the_forward_pass_in_readme_is_the_one_in_the_code():
+    shown = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = (ROOT / "alexnet_jax/model/alexnet.py").read_text()
+    found = re.search(r"^ *x = \[images.*?^ *logits = [^\n]*\n", code, re.DOTALL | re.MULTILINE)
+    assert shown == textwrap.dedent(found[0])
+
+
+def test_readme_is_short():
+    assert len(README.split()) < 900
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"configs/\w+\.py(?::\w+)?", DOCS))))
@@ -110,6 +131,33 @@ def test_every_config_in_readme_and_docs_can_be_loaded(name):
         assert planned_in(str(ROOT / name))
 
 
-def test_every_document_that_readme_links_is_there():
-    for name in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / name).exists()
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs", "launch", "notebooks"])
+def test_every_link_and_every_file_that_is_named_exists(file):
+    found = ROOT / file
+    for document in found.glob("*.md") if found.is_dir() else [found]:
+        text = document.read_text()
+        for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+        for named in re.findall(r"`((?:alexnet_jax|configs|tests|docs|launch)/[\w/.]+)`", text):
+            assert (ROOT / named).exists(), f"{document.name}: {named}"
+
+
+def test_the_tree_in_docs_is_that_of_the_package():
+    tree = re.search(
+        r"```\n(alexnet_jax/\n.*?)^configs/", (ROOT / "docs/code.md").read_text(), re.M | re.S
+    )
+    shown, folder = set(), ""
+    for line in tree[1].splitlines()[1:]:
+        name = line.split()[0]
+        if line.startswith("    "):
+            shown.add(f"{folder}{name}")
+        elif name.endswith("/"):
+            folder = name
+        else:
+            shown.add(name)
+    package = ROOT / "alexnet_jax"
+    found = {
+        str(path.relative_to(package)) for path in package.rglob("*.py") if path.stem[0] != "_"
+    }
+    found = {"data/sources/" if name.startswith("data/sources/") else name for name in found}
+    assert shown == found
