@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
@@ -19,10 +20,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 from alexnet_jax.configs import tiny  # noqa: E402
 
 from alexnet_jax import config  # noqa: E402
+from alexnet_jax.data.images import centre_square, decode  # noqa: E402
 from alexnet_jax.prepare import prepare  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain asks absl's flags; under pytest no one has parsed them
 
+PHOTOS = Path(__file__).parent / "photos"
 SHARED = Path(os.environ.get("ALEXNET_JAX_IMAGES", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -32,6 +35,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records") / "generated"
     prepare("generated:256", folder, size=72, format="raw")
     return folder
+
+
+def photos(size: int = 224) -> np.ndarray:
+    """The centre squares of the photos in tests/photos: uint8 [5, size, size, 3]."""
+    files = sorted(PHOTOS.glob("*.jpg"))
+    return np.stack([centre_square(decode(file.read_bytes()), size) for file in files])
 
 
 def make_config(records: Path | str = "no/records", **values: object) -> config.Config:

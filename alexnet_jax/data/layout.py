@@ -94,6 +94,9 @@ class Manifest:
         return [self.statistics, *(file for s in splits for file in (s.labels, *s.shards))]
 
 
+_manifest = TypeAdapter(Manifest)
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Of the training images (§2, §4.1), in grey levels, 0 to 255.
@@ -190,7 +193,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if values.pop("seal", None) != json_checksum(values):
             raise ValueError("it has changed since it was written")
-        return TypeAdapter(Manifest).validate_python(values)
+        return _manifest.validate_python(values)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); "

@@ -176,7 +176,8 @@ class _TrainRead(grain.transforms.RandomMap):
 
         rows = self.rows
         image = _aligned(len(rows), crop, crop, 3)
-        for out, index, (top, left) in zip(image, indices[rows], corner[rows], strict=True):
+        places = corner[rows].tolist()
+        for out, index, (top, left) in zip(image, indices[rows].tolist(), places, strict=True):
             self.split.read(index, out, top, left)
         return {
             "image": image,
@@ -204,7 +205,7 @@ class _EvalRead(grain.transforms.Map):
         label = np.zeros(len(indices), np.int32)
         label[valid] = self.split.labels[indices[valid]]
         for row in np.flatnonzero(valid):
-            self.split.read(indices[row], image[row])
+            self.split.read(int(indices[row]), image[row])
         return {"image": image, "label": label}
 
 

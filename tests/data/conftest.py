@@ -1,9 +1,10 @@
-"""Small sets of images, made once."""
+"""Small sets of images and records."""
 
 import io
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ def jpeg_records(tmp_path_factory) -> records.Records:
 
 @pytest.fixture(scope="session")
 def raw_records(tmp_path_factory) -> records.Records:
-    """The same without loss."""
+    """The same images in the raw format."""
     path = tmp_path_factory.mktemp("raw") / "records"
     prepare("generated:300", path, size=24, format="raw")
     return records.open_records(path)
@@ -68,7 +69,6 @@ def image_folder(tmp_path):
     """Writes PNGs of random pixels: train and validation, two classes, `count` each."""
 
     def write(count: int = 3, shape: tuple[int, int] = (20, 30)) -> Path:
-        cv2 = pytest.importorskip("cv2")
         rng = np.random.default_rng(0)
         root = tmp_path / "images"
         for split in ("train", "validation"):

@@ -1,6 +1,7 @@
-"""What the network sees, against the same in numpy, one image at a time."""
+"""The network's input, against the same in numpy, one image at a time."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,14 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
+def seen_in_training(batch, statistics, data, lit) -> jax.Array:
+    """What `train_input` gives."""
+    components = augment.lighting_components(statistics, data.lighting)
+    # Compiled as a whole, which takes less time than to compile its operations one by one.
+    seen = jax.jit(lambda *arrays: augment.train_input(*arrays[:3], data, arrays[3]))
+    return seen(batch, statistics.mean, components, lit)
+
+
 def by_hand(batch, mean, components, data, lit) -> np.ndarray:
     out = []
     for crop, (y, x), mirror, light in zip(
@@ -61,36 +70,23 @@ def by_hand(batch, mean, components, data, lit) -> np.ndarray:
 def test_training_input(request, mean, shrink, lit, batch):
     statistics, make_data = map(request.getfixturevalue, ("statistics", "make_data"))
     data = make_data(mean=mean, lighting={"shrink": shrink})
-    components = augment.lighting_components(statistics, data.lighting)
-
-    def seen(batch, lit):
-        return augment.train_input(batch, jnp.array(statistics.mean), components, data, lit)
-
-    ours = jax.jit(seen)({key: jnp.array(value) for key, value in batch.items()}, lit)
+    ours = seen_in_training(batch, statistics, data, lit)
     assert ours.dtype == jnp.float32
+    components = augment.lighting_components(statistics, data.lighting)
     expected = by_hand(batch, statistics.mean, components, data, lit)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_lighting_is_switched_without_compiling(batch, statistics, make_data):
-    data = make_data()
-    components = augment.lighting_components(statistics, data.lighting)
-    seen = jax.jit(
-        lambda lit: augment.train_input(batch, jnp.array(statistics.mean), components, data, lit)
-    )
+    seen = jax.jit(lambda lit: seen_in_training(batch, statistics, make_data(), lit))
     assert float(jnp.abs(seen(jnp.float32(1)) - seen(jnp.float32(0))).max()) > 1
     assert seen._cache_size() == 1
 
 
 def test_an_example_does_not_depend_on_its_batch(batch, statistics, make_data):
-    data = make_data()
-    components = augment.lighting_components(statistics, data.lighting)
-    mean = jnp.array(statistics.mean)
-    whole = augment.train_input(batch, mean, components, data, True)
     part = {key: value[3:5] for key, value in batch.items()}
-    np.testing.assert_array_equal(
-        augment.train_input(part, mean, components, data, True), whole[3:5]
-    )
+    ours, whole = (seen_in_training(b, statistics, make_data(), True) for b in (part, batch))
+    np.testing.assert_array_equal(ours, whole[3:5])
 
 
 def test_mean_of_identical_images_leaves_nothing(raw_records, make_data):
@@ -101,15 +97,16 @@ def test_mean_of_identical_images_leaves_nothing(raw_records, make_data):
     read.close()
     mean = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     batch["image"] = np.stack([mean[y : y + CROP, x : x + CROP] for y, x in batch["corner"]])
-    off = augment.train_input(batch, jnp.float32(mean), jnp.zeros((3, 3)), data, False)
-    assert not np.asarray(off).any()
+    statistics = replace(raw_records.statistics, mean=mean.astype(np.float32))
+    assert not np.asarray(seen_in_training(batch, statistics, data, False)).any()
 
 
 @pytest.mark.parametrize("mean", ["crop", "centre"])
 def test_ten_views(mean, statistics, make_data):
     data = make_data(mean=mean)
     images = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-    one = jax.jit(lambda number: augment.view(images, jnp.array(statistics.mean), data, number))
+    arrays = jnp.array(images), jnp.array(statistics.mean)
+    one = jax.jit(lambda number: augment.view(*arrays, data, number))
     ours = [np.asarray(one(number)) for number in range(augment.VIEWS)]
     m = statistics.mean
     places = [
@@ -127,16 +124,15 @@ def test_ten_views(mean, statistics, make_data):
             plain, mirrored = crops - m[4:20, 4:20], crops[:, :, ::-1] - m[4:20, 4:20]
         np.testing.assert_array_equal(ours[number], plain)
         np.testing.assert_array_equal(ours[number + 5], mirrored)
-    np.testing.assert_array_equal(
-        augment.view(images, jnp.array(m), data, augment.CENTRE), ours[augment.CENTRE]
-    )
 
 
 def test_odd_margin(statistics, make_data):
     """Where the margin cannot be halved, training's and testing's centre are the same."""
     data = make_data(crop=17)
     images = np.random.default_rng(2).integers(0, 256, (1, SIZE, SIZE, 3), np.uint8)
-    seen = augment.view(images, jnp.zeros((SIZE, SIZE, 3)), data, augment.CENTRE)
+    seen = jax.jit(lambda *arrays: augment.view(*arrays, data, augment.CENTRE))(
+        images, np.zeros((SIZE, SIZE, 3), np.float32)
+    )
     np.testing.assert_array_equal(seen[0], images[0, 3:20, 3:20])
 
 
@@ -173,14 +169,12 @@ def test_spread_of_our_own_lighting(scale, expected, statistics):
 def test_measured_spread_of_drawn_batches(raw_records, make_data):
     """The shift is one colour for a whole image, with the covariance M M^T over images."""
     data = make_data(lighting={"source": "published", "scale": "deviation"})
-    components = augment.lighting_components(raw_records.statistics, data.lighting)
-    mean = jnp.array(raw_records.statistics.mean)
     shifts = []
     read = train_batches(raw_records.split("train"), data, batch=500, seed=0, rows=[(0, 500)])
+    seen = jax.jit(lambda batch, lit: seen_in_training(batch, raw_records.statistics, data, lit))
     for _ in range(8):
         batch = next(read)
-        lit, unlit = (augment.train_input(batch, mean, components, data, on) for on in (1, 0))
-        shift = np.asarray(lit - unlit)
+        shift = np.asarray(seen(batch, True) - seen(batch, False))
         assert np.ptp(shift, axis=(1, 2)).max() < 1e-3
         shifts.append(shift[:, 0, 0])
     read.close()
@@ -191,7 +185,5 @@ def test_measured_spread_of_drawn_batches(raw_records, make_data):
 
 def test_sigma_zero_changes_nothing(batch, statistics, make_data):
     data = make_data(lighting={"sigma": 0.0, "shrink": True})
-    components = augment.lighting_components(statistics, data.lighting)
-    mean = jnp.array(statistics.mean)
-    on, off = (augment.train_input(batch, mean, components, data, lit) for lit in (True, False))
+    on, off = (seen_in_training(batch, statistics, data, lit) for lit in (True, False))
     np.testing.assert_array_equal(on, off)

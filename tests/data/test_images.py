@@ -1,4 +1,4 @@
-"""Images as they are met: every kind of file that ImageNet holds, against Pillow."""
+"""Decoding and centre squares against Pillow: five photos, and every kind of file in ImageNet."""
 
 import io
 import struct
@@ -10,13 +10,14 @@ import pytest
 import simplejpeg
 
 from alexnet_jax.data import images
+from tests.conftest import PHOTOS, photos
 
 Image = pytest.importorskip("PIL.Image")
 
 
-def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours, as photographs have."""
-    rng = np.random.default_rng(seed)
+def smooth(height: int, width: int) -> np.ndarray:
+    """Smooth colours, as in photos."""
+    rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (5, 7, 3), np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
@@ -37,7 +38,7 @@ CASES = {
     "4:4:4 JPEG": lambda p: encode(Image.fromarray(p), "JPEG", subsampling=0),
     "grayscale JPEG": lambda p: encode(Image.fromarray(p).convert("L"), "JPEG"),
     "CMYK JPEG": lambda p: encode(Image.fromarray(p).convert("CMYK"), "JPEG", quality=92),
-    # As Photoshop writes it, and as ImageNet's 22 are.
+    # As Photoshop writes it; ImageNet has 22 of them.
     "YCCK JPEG": lambda p: simplejpeg.encode_jpeg(
         np.ascontiguousarray(255 - np.asarray(Image.fromarray(p).convert("CMYK"))), 92, "CMYK"
     ),
@@ -51,35 +52,41 @@ CASES = {
 
 @pytest.mark.parametrize("kind", CASES)
 def test_decodes_as_pillow_does(kind):
-    """The name of the file is never asked, so a PNG named JPEG is no special case."""
-    data = CASES[kind](photo(61, 83))
+    """The file's name is never used, so a PNG with a JPEG's name is no special case."""
+    data = CASES[kind](smooth(61, 83))
     ours, theirs = images.decode(data), pillow(data)
     assert ours.dtype == np.uint8
     assert ours.shape == theirs.shape == (61, 83, 3)
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 3
-    assert difference.mean() <= 1  # CMYK's rounding differs everywhere by one
+    assert difference.mean() <= 1  # CMYK is rounded differently everywhere
+
+
+@pytest.mark.parametrize("path", sorted(PHOTOS.glob("*.jpg")), ids=lambda path: path.stem)
+def test_photos_are_decoded_as_by_pillow(path):
+    data = path.read_bytes()
+    np.testing.assert_allclose(images.decode(data), pillow(data), atol=1)
 
 
 def test_exif_orientation_is_ignored():
+    upright = Image.open(PHOTOS / "hat.jpg")
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by a quarter to see it upright
-    data = encode(Image.fromarray(photo(40, 90)), "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    assert images.decode(data).shape == (40, 90, 3)
-    png = encode(Image.fromarray(photo(40, 90)), "PNG", exif=exif)
-    assert images.decode(png).shape == (40, 90, 3)
+    exif[0x0112] = 6  # a viewer turns it by a quarter
+    for kind in ("JPEG", "PNG"):
+        data, plain = encode(upright, kind, exif=exif), encode(upright, kind)
+        assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
+        np.testing.assert_array_equal(images.decode(data), images.decode(plain))
 
 
 def test_transparency_is_dropped():
-    rgba = np.dstack([photo(20, 30), np.full((20, 30), 7, np.uint8)])
+    rgba = np.dstack([smooth(20, 30), np.full((20, 30), 7, np.uint8)])
     data = encode(Image.fromarray(rgba, "RGBA"), "PNG")
-    np.testing.assert_array_equal(images.decode(data), photo(20, 30))
+    np.testing.assert_array_equal(images.decode(data), smooth(20, 30))
 
 
 def test_harmless_faults_in_a_jpeg_are_no_errors():
-    """Some of ImageNet's files have bytes too many before a marker; every decoder reads them."""
-    data = encode(Image.fromarray(photo(50, 60)), "JPEG")
+    """Some of ImageNet's files have extra bytes before a marker; every decoder reads them."""
+    data = encode(Image.fromarray(smooth(50, 60)), "JPEG")
     faulty = data[:-2] + b"\x00\x00" + data[-2:]
     np.testing.assert_array_equal(images.decode(faulty), images.decode(data))
 
@@ -88,12 +95,12 @@ def test_harmless_faults_in_a_jpeg_are_no_errors():
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"not a image", "cannot be decoded"),
-        (encode(Image.fromarray(photo(200, 300)), "JPEG")[:2000], "cannot be decoded"),
-        (encode(Image.fromarray(photo(200, 300)), "PNG")[:100], "cannot be decoded"),
+        (b"not an image", "cannot be decoded"),
+        (encode(Image.fromarray(smooth(200, 300)), "JPEG")[:2000], "cannot be decoded"),
+        (encode(Image.fromarray(smooth(200, 300)), "PNG")[:100], "cannot be decoded"),
     ],
 )
-def test_what_cannot_be_decoded(data, reason):
+def test_cannot_be_decoded(data, reason):
     with pytest.raises(ValueError, match=reason):
         images.decode(data)
 
@@ -106,7 +113,7 @@ def test_decompression_bombs():
     )
     with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
         images.decode(b"\x89PNG\r\n\x1a\n" + chunk)
-    jpeg = bytearray(encode(Image.fromarray(photo(8, 8)), "JPEG"))
+    jpeg = bytearray(encode(Image.fromarray(smooth(8, 8)), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)
     with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
@@ -114,7 +121,7 @@ def test_decompression_bombs():
 
 
 def by_pillow(image: np.ndarray, size: int, kernel) -> np.ndarray:
-    """§2 to the letter: rescale the whole image, then cut its centre."""
+    """As §2 says: rescale the whole image, then cut its centre."""
     height, width, _ = image.shape
     scale = size / min(height, width)
     whole = Image.fromarray(image).resize((round(width * scale), round(height * scale)), kernel)
@@ -126,23 +133,48 @@ def by_pillow(image: np.ndarray, size: int, kernel) -> np.ndarray:
     "shape", [(400, 533), (533, 400), (256, 256), (256, 400), (100, 100), (56, 90), (2400, 1700)]
 )
 def test_centre_square(shape):
-    image = photo(*shape)
+    image = smooth(*shape)
     ours = images.centre_square(image, 256)
     assert ours.shape == (256, 256, 3)
     kernel = Image.Resampling.BOX if min(shape) > 256 else Image.Resampling.BICUBIC
-    # Half a pixel of the original apart at most, which in smooth images is little.
+    # At most half a source pixel apart, which is little in smooth images.
     assert np.abs(ours.astype(int) - by_pillow(image, 256, kernel)).mean() < 1.5
 
 
-def test_nothing_is_done_to_a_square_of_the_right_size():
-    image = photo(64, 64)
+def area_weights(before: int, after: int) -> np.ndarray:
+    """How much of each new pixel each old pixel covers: float64 [after, before], rows sum to 1."""
+    edges = np.arange(after + 1) * before / after
+    old = np.arange(before)
+    overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+    return overlap.clip(0) * after / before
+
+
+@pytest.mark.parametrize("size", [100, 224])
+def test_shrinking_photos_averages_areas(size):
+    """`photos` is also what other tests use."""
+    weights = area_weights(256, size)
+    for ours, path in zip(photos(size), sorted(PHOTOS.glob("*.jpg")), strict=True):
+        top = (Image.open(path).height - 256) // 2
+        square = pillow(path.read_bytes())[top : top + 256]
+        averaged = np.einsum("yh,xw,hwc->yxc", weights, weights, square, optimize=True)
+        np.testing.assert_allclose(ours, averaged, atol=2)  # two roundings, and that of decoding
+
+
+def test_enlarging_photos():
+    for ours, path in zip(photos(300), sorted(PHOTOS.glob("*.jpg")), strict=True):
+        theirs = by_pillow(pillow(path.read_bytes()), 300, Image.Resampling.BICUBIC)
+        assert np.abs(ours.astype(int) - theirs).mean() < 3.5
+
+
+def test_a_square_of_the_right_size_stays_as_it_is():
+    image = smooth(64, 64)
     np.testing.assert_array_equal(images.centre_square(image, 64), image)
-    wide = photo(64, 100)
+    wide = smooth(64, 100)
     np.testing.assert_array_equal(images.centre_square(wide, 64), wide[:, 18:82])
 
 
 def test_shrinking_does_not_alias():
-    """Stripes of one pixel become grey; without averaging they would become wide stripes."""
+    """Stripes of one pixel become grey; without averaging they would become wider stripes."""
     stripes = np.zeros((1000, 1000, 3), np.uint8)
     stripes[:, ::2] = 255
     small = images.centre_square(stripes, 90)
@@ -156,5 +188,5 @@ def test_extreme_shapes():
 
 
 def test_large_image():
-    data = encode(Image.fromarray(photo(6000, 9000)), "JPEG")
+    data = encode(Image.fromarray(smooth(4000, 6000)), "JPEG")
     assert images.centre_square(images.decode(data), 256).shape == (256, 256, 3)

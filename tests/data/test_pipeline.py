@@ -1,4 +1,4 @@
-"""Batches: every image once an epoch, and the same whatever reads them."""
+"""Batches: every image once an epoch, and the same for any number of threads and processes."""
 
 import itertools
 import shutil
@@ -96,7 +96,7 @@ def test_draws_have_the_right_distribution(raw_records, make_data):
     np.testing.assert_allclose(light.std(0), 1, atol=4 / np.sqrt(8000))
 
 
-def test_options_do_not_move_the_other_draws(raw_records, make_data):
+def test_options_do_not_change_the_other_draws(raw_records, make_data):
     split = raw_records.split("train")
     rows = [(0, 32)]
     free = take(train_batches(split, make_data(), batch=32, seed=5, rows=rows), 2)
@@ -133,7 +133,7 @@ def test_processes_read_parts_of_one_batch(raw_records, make_data):
         np.testing.assert_array_equal(part[0]["row"], own)
 
 
-def test_goes_on_where_it_was(raw_records, make_data, tmp_path):
+def test_resumes_at_the_saved_step(raw_records, make_data, tmp_path):
     """Through Orbax, with another number of threads, across the end of an epoch."""
     ocp = pytest.importorskip("orbax.checkpoint")
     split = raw_records.split("train")
@@ -169,7 +169,7 @@ def test_closed(raw_records, make_data):
         next(batches)
 
 
-def test_a_damaged_record_fails_for_good(jpeg_records, make_data, tmp_path):
+def test_a_damaged_record_fails_again_when_it_is_read_again(jpeg_records, make_data, tmp_path):
     path = shutil.copytree(jpeg_records.path, tmp_path / "copy")
     shard = path / "train-00000.array_record"
     data = bytearray(shard.read_bytes())

@@ -1,4 +1,4 @@
-"""From a source to records: right pixels, and the same whatever happens on the way."""
+"""From a source to records: the right pixels, and the same files after any interruption."""
 
 import concurrent.futures
 import hashlib
@@ -21,8 +21,7 @@ from alexnet_jax.data import records, shards, sources
 from alexnet_jax.data.sources import generated
 from alexnet_jax.prepare import main, prepare
 from alexnet_jax.runtime.errors import UserError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from tests.conftest import PHOTOS, SHARED
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -83,8 +82,8 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "raw"])
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
-    """Stopped after so many images, again and again: every file is that of a run in one go."""
+def test_an_interrupted_run_resumes(tmp_path, monkeypatch, kind):
+    """Stopped after every 250 images: all files are those of a run without interruption."""
     prepare("generated:600", tmp_path / "whole", size=20, format=kind)
     drawn = {"count": 0}
     original = generated.Drawn.read
@@ -108,28 +107,33 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, kind):
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_command_goes_on(tmp_path, kind):
-    command = [sys.executable, "-m", "alexnet_jax.prepare", "--source=generated:1500", "--size=96"]
-    # A shell that runs the tests in the background has them ignore SIGINT, and so their children.
-    line = ["env", "--default-signal=INT", *command, f"--out={tmp_path}/out"]
+@pytest.mark.parametrize(
+    "kind",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_command_resumes(tmp_path, kind):
+    source, size, out = "generated:1000", 64, tmp_path / "out"
+    command = [sys.executable, "-m", "alexnet_jax.prepare", f"--source={source}", f"--size={size}"]
+    # Under a shell that runs the tests in the background, children would ignore SIGINT.
+    line = ["env", "--default-signal=INT", *command, f"--out={out}"]
     with subprocess.Popen(line, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "out" / "train-00001.part.npz").exists():
+        while not (out / "train-00001.part.npz").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(kind)
         assert process.wait(30) != 0
-    assert not records.is_prepared(tmp_path / "out")
-    kept = (tmp_path / "out" / "train-00001.part.npz").stat().st_mtime_ns
-    shard = tmp_path / "out" / "train-00001.array_record"
-    assert kept >= shard.stat().st_mtime_ns
+    assert not records.is_prepared(out)
+    shard = out / "train-00001.array_record"
     before = shard.stat().st_mtime_ns
-    subprocess.run([*command, f"--out={tmp_path}/out"], check=True, capture_output=True)
+    prepare(source, out, size=size)
     assert shard.stat().st_mtime_ns == before
-    prepare("generated:1500", tmp_path / "whole", size=96)
-    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "out")
+    prepare(source, tmp_path / "whole", size=size)
+    whole, parts = contents(tmp_path / "whole"), contents(out)
     assert whole == {name: parts[name] for name in whole}
 
 
@@ -156,22 +160,19 @@ def test_twice(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_other_settings(tmp_path):
-    settings = {"source": "generated:20", "out": tmp_path / "out", "size": 16, "format": "raw"}
-    prepare(**settings)
+def test_other_options(tmp_path):
+    options = {"source": "generated:20", "out": tmp_path / "out", "size": 16, "format": "raw"}
+    prepare(**options)
     for changes, message in (
         ({"size": 20}, "prepared with --size=16, not 20; delete it or choose another --out"),
         ({"format": "jpeg"}, "prepared with --format=raw, not jpeg"),
         ({"source": "generated"}, "prepared with --source=generated:20, not generated"),
     ):
         with pytest.raises(UserError, match=message):
-            prepare(
-                **{"source": "generated:20", "size": 16, "format": "raw", **changes},
-                out=tmp_path / "out",
-            )
+            prepare(**options | changes)
 
 
-def test_half_done_with_other_settings_or_images(image_folder, tmp_path):
+def test_half_prepared_with_other_options_or_images(image_folder, tmp_path):
     root = image_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
     source, out = f"folder:{root}", tmp_path / "out"
@@ -196,7 +197,7 @@ def test_a_bad_image_stops_or_is_left_out(image_folder, tmp_path, capsys):
     assert error.startswith(f"error: {bad}: cannot be decoded; ")
     assert "--skip-bad" in error
 
-    main([*arguments, "--skip-bad"])  # goes on in the same folder
+    main([*arguments, "--skip-bad"])  # resumes in the same folder
     assert "Left out, as they cannot be decoded: 1, listed in" in capsys.readouterr().out
     opened = records.open_records(tmp_path / "out")
     assert opened.manifest.skipped == (f"{bad}: cannot be decoded",)
@@ -211,7 +212,7 @@ def test_a_bad_image_stops_or_is_left_out(image_folder, tmp_path, capsys):
 
 
 def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
-    """Going on without --skip-bad after a stop with it: as strict as from the beginning."""
+    """Resumed without --skip-bad: as strict as from the beginning."""
     root = image_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
     monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
@@ -222,7 +223,7 @@ def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
 
 
 def test_labels_outside_the_classes(tmp_path, monkeypatch):
-    """All shards have failed before the error is looked for: the first image is named."""
+    """All shards have failed before the first error is looked for: the first image is named."""
     wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
     monkeypatch.setattr(generated.Drawn, "read", lambda *_: wrong)
     monkeypatch.setattr(
@@ -291,33 +292,42 @@ def test_the_same_images_have_the_same_hash(image_folder, tmp_path):
     assert len(hashes) == 3
 
 
-@pytest.fixture
-def imagenet_sample(tmp_path) -> Path:
-    path = SHARED / "imagenet_sample.tar"
-    if not path.exists():
-        pytest.skip("needs shared/data/imagenet_sample.tar")
-    with tarfile.open(path) as tar:
+def test_photos(tmp_path):
+    """From JPEG files to records; each image as Pillow sees it."""
+    paths = sorted(PHOTOS.glob("*.jpg"))
+    for path in paths:
+        (tmp_path / "photos" / "train" / path.stem).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "photos" / "train" / path.stem)
+    prepare(f"folder:{tmp_path}/photos", tmp_path / "out", size=224, format="raw")
+    assert_as_pillow_sees_them(tmp_path / "out", {path: path.stem for path in paths})
+
+
+@pytest.mark.long
+def test_imagenet_sample(tmp_path):
+    """200 of 200, some of them small or grayscale."""
+    with tarfile.open(SHARED / "imagenet_sample.tar") as tar:
         tar.extractall(tmp_path, filter="data")
-    return tmp_path / "imagenet_sample"
-
-
-def test_real_images(imagenet_sample, tmp_path):
-    """200 of 200, each as Pillow sees it."""
-    image = pytest.importorskip("PIL.Image")
-    manifest = prepare(f"ilsvrc2012:{imagenet_sample}", tmp_path / "out", format="raw")
-    assert manifest.splits["train"].count == sum(manifest.splits["train"].label_counts) == 200
-    assert manifest.skipped == ()
-    split = records.open_records(tmp_path / "out").split("train")
-    paths = sorted(imagenet_sample.glob("*/*.JPEG"))
+    source = tmp_path / "imagenet_sample"
+    prepare(f"ilsvrc2012:{source}", tmp_path / "out", format="raw")
+    paths = sorted(source.glob("*/*.JPEG"))
     assert len(paths) == 200
+    assert_as_pillow_sees_them(tmp_path / "out", {path: path.parent.name for path in paths})
+
+
+def assert_as_pillow_sees_them(folder: Path, classes: dict[Path, str]) -> None:
+    """`classes` gives each file's class, in the order of the records."""
+    image = pytest.importorskip("PIL.Image")
+    opened = records.open_records(folder)
+    split, size = opened.split("train"), opened.manifest.size
+    assert opened.manifest.skipped == ()
+    assert [opened.manifest.classes[label] for label in split.labels] == list(classes.values())
     differences = []
-    for index, path in enumerate(paths):
-        assert manifest.classes[split.labels[index]] == path.parent.name
+    for index, path in enumerate(classes):
         whole = image.open(path).convert("RGB")
         short = min(whole.size)
         left, top = (whole.width - short) // 2, (whole.height - short) // 2
-        kernel = image.Resampling.BILINEAR if short > 256 else image.Resampling.BICUBIC
-        square = whole.resize((256, 256), kernel, (left, top, left + short, top + short))
+        kernel = image.Resampling.BILINEAR if short > size else image.Resampling.BICUBIC
+        square = whole.resize((size, size), kernel, (left, top, left + short, top + short))
         differences.append(np.abs(read(split, index).astype(int) - np.asarray(square)).mean())
-    assert max(differences) < 5  # grey levels; a image turned or shifted differs by tens
+    assert max(differences) < 5  # grey levels; a turned or shifted image differs by tens
     assert np.mean(differences) < 1.2

@@ -1,4 +1,4 @@
-"""The format on the disk: what is read is what was written, and damage is named."""
+"""Records on the disk: what is read is what was written, and errors name the damaged file."""
 
 import dataclasses
 import json
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_stored_training_images(kind, request):
 
 
 def test_statistics_of_a_single_colour_are_exact():
-    """n products - (sum)^2 cancels wholly; rounding would leave a spread or a negative one."""
+    """n products - (sum)^2 is exactly 0; with rounding it would be positive or negative."""
     pixels = np.full((3, 3, 3), 251 * 10**7, np.int64)
     products = np.full((3, 3), 251 * 251 * 9 * 10**7, np.int64)
     statistics = shards.Sums(10**7, pixels, products).statistics()
@@ -160,14 +160,14 @@ def test_damaged_record_is_named(jpeg_records, tmp_path):
             split.read(index, out)
         except UserError as error:
             failed.append((index, str(error)))
-    ((index, message),) = failed  # one bit costs one image, never a wrong pixel
+    ((index, message),) = failed  # a flipped bit damages one image; no wrong pixels are read
     assert 128 <= index < 256
     assert f"{shard}: record {index - 128} cannot be read" in message
     assert "\n" not in message
 
 
 def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
-    """Every shard's images and labels take part in the identity of a preparation."""
+    """The hash depends on every image and label."""
     options = layout.PrepareOptions("any", 2, "raw")
 
     def content(pixel: int, label: int) -> str:
@@ -264,7 +264,7 @@ def test_verify_finds_a_flipped_bit_in_any_file(kind, request, tmp_path):
     for path in sorted(there.glob("*-0*")):
         whole = path.read_bytes()
         data = bytearray(whole)
-        data[len(data) // 2] ^= 1 << rng.randrange(8)  # the middle is part of a image
+        data[len(data) // 2] ^= 1 << rng.randrange(8)  # the middle is part of an image
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"is not what was prepared|is damaged"):
             records.verify(there)
@@ -273,7 +273,7 @@ def test_verify_finds_a_flipped_bit_in_any_file(kind, request, tmp_path):
 
 
 def test_verify_finds_labels_that_have_changed_places(raw_records, tmp_path):
-    """They leave the counts as they were."""
+    """The counts of the labels stay the same."""
     there = tmp_path / "records"
     shutil.copytree(raw_records.path, there)
     labels = np.load(there / "train-labels.npy")

@@ -1,4 +1,4 @@
-"""Every kind of source, from files that the tests write."""
+"""Every kind of source, read from files that the tests write."""
 
 import io
 import os
@@ -81,7 +81,7 @@ def test_no_such_folder(kind):
 
 
 def images_of(wnid: str, count: int) -> dict[str, bytes]:
-    """In another order than that of their names, as in the real tars."""
+    """Not sorted by name, as in the real tars."""
     return {f"{wnid}_{i}.JPEG": f"{wnid} {i}".encode() * i for i in range(count, 0, -1)}
 
 
@@ -179,7 +179,7 @@ def test_ilsvrc_strange_validation_image(tars, name):
 
 
 def test_a_tar_that_ends_too_early_or_has_a_bad_header_is_refused(tars):
-    """tarfile itself takes a header that it cannot read for the end of the tar."""
+    """tarfile itself takes an unreadable header for the end of the tar."""
     path = tars / "ILSVRC2012_img_train.tar"
     whole = path.read_bytes()
     second = whole.index(f"{TENCH}_3.JPEG".encode())  # a header in an inner tar
@@ -227,7 +227,7 @@ def binary(images: np.ndarray, labels: np.ndarray) -> bytes:
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes as Python 2 did, in which CIFAR-10 was pickled: one kind of string for all."""
+    """Writes one kind of string, as Python 2 did; CIFAR-10 was pickled by Python 2."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
@@ -242,7 +242,7 @@ class Python2Pickler(pickle._Pickler):
 def python_2(value) -> bytes:
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(value)
-    # numpy's module was called so then
+    # the module's name at that time
     return buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
@@ -334,7 +334,7 @@ def test_generated_count(count):
 
 
 def test_generated_classes_can_be_told_apart():
-    """By their two definitions: the family by its colour, the stripes by where edges are."""
+    """The family by its colour; the stripes by the direction of their edges."""
     for index in range(60):
         family, form = generated.CLASSES[index % 10].split()
         image = generated.draw((2, index), index % 10, 64).astype(float)

@@ -1,8 +1,8 @@
-"""TFDS' own builders, run on miniature downloads, and what is made of them.
+"""Sets made by TFDS' own builders from tiny downloads, and the records made from these sets.
 
-TFDS needs TensorFlow to build these two sets, though not to read them. Here its few calls are
-answered by the standard library and Pillow. These are private parts of TFDS: other versions may
-need others.
+TFDS needs TensorFlow to make these two sets, but not to read them. Here the standard library and
+Pillow replace its few calls of TensorFlow. These calls are private to TFDS; other versions may make
+other calls.
 """
 
 import io
@@ -26,7 +26,7 @@ from tests.data.conftest import tar_of
 tfds = pytest.importorskip("tensorflow_datasets")
 Image = pytest.importorskip("PIL.Image")
 
-CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"  # two of the real set's odd files
+CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"  # two unusual files of the real set
 TRAIN = ("n01440764_1.JPEG", "n01440764_2.JPEG", "n01440764_3.JPEG", "n03000134_7.JPEG", CMYK, PNG)
 VALIDATION_CLASSES = ("n01751748", "n09193705", "n02105855")  # of the first three in the real set
 
@@ -118,7 +118,7 @@ def test_imagenet2012(without_tensorflow, downloads, tmp_path):
     assert [train[seed][0] for seed in range(len(TRAIN))] == [n.split("_")[0] for n in TRAIN]
     assert [validation[101 + i][0] for i in range(3)] == list(VALIDATION_CLASSES)
 
-    # Our own reading of the same tars agrees, but for the two files that TFDS encoded again.
+    # Our own reader of the same tars agrees, except for the two files that TFDS encoded again.
     ours = prepare(f"ilsvrc2012:{downloads}", tmp_path / "ours", size=32, format="raw")
     assert ours.classes == manifest.classes
     for split, theirs in (("train", train), ("validation", validation)):
@@ -127,7 +127,7 @@ def test_imagenet2012(without_tensorflow, downloads, tmp_path):
             if seed > 100 or TRAIN[seed] not in (CMYK, PNG):
                 np.testing.assert_array_equal(theirs[seed][1], pixels)
 
-    # It is read again without TensorFlow, and without being made again.
+    # It is read again without TensorFlow, and not made again.
     (downloads / "ILSVRC2012_img_train.tar").unlink()
     assert len(open_source(source, 32).splits["train"]) == len(TRAIN)
 
@@ -198,7 +198,7 @@ def test_not_a_classification_set(tmp_path):
 
 
 def test_stored_without_random_access(without_tensorflow, downloads, tmp_path):
-    """As TFDS stores by default, so many will have it."""
+    """As TFDS stores sets by default."""
     source = f"tfds:imagenet2012@{tmp_path}/data"
     open_source(source, 32)
     (info,) = (tmp_path / "data").glob("imagenet2012/*/dataset_info.json")

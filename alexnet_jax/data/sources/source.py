@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,6 +24,7 @@ class Example(NamedTuple):
     label: int
 
 
+@runtime_checkable
 class SourceSplit(Protocol):
     """Images in a fixed order. Any number of threads may read at the same time."""
 
