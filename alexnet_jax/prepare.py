@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
-    source, out = cli.required(SOURCE), cli.required(OUT)
+    source, out = cli.required(SOURCE, "folder:photos"), cli.required(OUT, "records/photos")
     done = records.is_prepared(out)
     manifest = prepare(
         source,
@@ -246,7 +246,7 @@ def _read(task: _Task, index: int) -> tuple[UInt8[np.ndarray, "height width 3"],
     if not 0 <= label < task.classes:
         raise UserError(
             f"{task.images.name(index)} has label {label}; "
-            f"the {task.classes} classes are 0 to {task.classes - 1}"
+            f"the {task.classes} classes are 0 to {task.classes - 1}: the source is damaged"
         )
     return images.decode(image) if isinstance(image, bytes) else image, label
 

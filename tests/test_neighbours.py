@@ -1,6 +1,7 @@
 """The nearest images are those that comparing everything by hand finds."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from tests.conftest import make_config
 def all_vectors(setup, params, images):
     """fc7 of centre crops, on one device, by hand."""
     network = setup.network.bind(jax.device_get(params))
-    views = augment.view(images, setup.records.statistics.mean, setup.config.data, augment.CENTRE)
+    arrays = jnp.asarray(images), jnp.asarray(setup.records.statistics.mean)
+    views = augment.view(*arrays, setup.config.data, augment.CENTRE)
     return np.asarray(jax.jit(network.outputs)(views)["fc7"], np.float64)
 
 

@@ -159,13 +159,11 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
 
 def read_begun(folder: Path) -> dict[str, Any]:
     """The values in begun.json: those of `PrepareOptions`, and the hash of the list of images."""
-    try:
+    with refuse_damage(folder / BEGUN):
         values = json.loads((folder / BEGUN).read_text())
         if values.keys() != {"source", "size", "format", "pictures"}:
             raise ValueError(f"it has the keys {', '.join(values)}")
         return values
-    except (ValueError, AttributeError) as error:
-        raise damaged(folder / BEGUN, first_line(error)) from error
 
 
 def shard_path(folder: Path, format: Format, split: str, number: int) -> Path:  # noqa: A002
@@ -184,7 +182,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
-    try:
+    with refuse_damage(path):
         values = json.loads(path.read_text())
         if values["version"] != VERSION:
             raise UserError(
@@ -194,16 +192,11 @@ def read_manifest(folder: Path) -> Manifest:
         if values.pop("seal", None) != json_checksum(values):
             raise ValueError("it has changed since it was written")
         return _manifest.validate_python(values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); "
-            f"delete {folder} and prepare it again"
-        ) from error
 
 
 def load_array(path: Path) -> np.ndarray:
     """The array in a .npy file."""
-    with _check_damage(path):
+    with refuse_damage(path):
         # Mapped first: a damaged header may give a size that would fill the memory. Mapping refuses
         # a size that is larger than the file.
         return np.array(np.load(path, mmap_mode="r"))
@@ -211,22 +204,24 @@ def load_array(path: Path) -> np.ndarray:
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays in a .npz file, by name."""
-    with _check_damage(path), zipfile.ZipFile(path) as archive:
+    with refuse_damage(path), zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise ValueError("a checksum is wrong")
         return dict(np.load(path))
 
 
 @contextmanager
-def _check_damage(path: Path) -> Iterator[None]:
+def refuse_damage(path: Path) -> Iterator[None]:
+    """Turns an error while `path` is read into a UserError that says what to do."""
     try:
         yield
+    except (UserError, PermissionError):
+        raise
     except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
-        raise damaged(path, first_line(error) or type(error).__name__) from error
-
-
-def damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is damaged ({reason}); delete {path.parent} and prepare it again")
+        reason = first_line(error) or type(error).__name__
+        raise UserError(
+            f"{path} is damaged ({reason}); delete {path.parent} and prepare it again"
+        ) from error
 
 
 @contextmanager

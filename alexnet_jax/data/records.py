@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from jaxtyping import Int32, UInt8
 
 from alexnet_jax.data import layout
-from alexnet_jax.data.layout import Manifest, SplitInfo, Statistics, damaged, first_line
+from alexnet_jax.data.layout import Manifest, SplitInfo, Statistics, first_line
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
@@ -82,14 +82,15 @@ class Split:
 def _load_labels(path: Path, info: SplitInfo) -> Int32[np.ndarray, " n"]:
     """The labels, if there are as many of each class as the manifest says."""
     labels, classes = layout.load_array(path), len(info.label_counts)
-    if (
-        labels.dtype != np.int32
-        or labels.shape != (info.count,)
-        or ((labels < 0) | (labels >= classes)).any()
-        or tuple(np.bincount(labels, minlength=classes)) != info.label_counts
-    ):
-        raise damaged(path, "the manifest counts other labels")
-    return labels
+    with layout.refuse_damage(path):
+        if (
+            labels.dtype != np.int32
+            or labels.shape != (info.count,)
+            or ((labels < 0) | (labels >= classes)).any()
+            or tuple(np.bincount(labels, minlength=classes)) != info.label_counts
+        ):
+            raise ValueError("the manifest counts other labels")
+        return labels
 
 
 def _open_jpeg(path: Path, size: int) -> ShardReader:
@@ -152,11 +153,9 @@ def open_records(path: str | os.PathLike[str]) -> Records:
         if found != file.bytes:
             wrong = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
             raise UserError(f"{folder / file.name} {wrong}; delete {folder} and prepare it again")
-    arrays = layout.load_arrays(folder / layout.STATISTICS)
-    try:
-        return Records(folder, manifest, Statistics(**arrays))
-    except TypeError as error:
-        raise damaged(folder / layout.STATISTICS, first_line(error)) from error
+    with layout.refuse_damage(folder / layout.STATISTICS):
+        statistics = Statistics(**layout.load_arrays(folder / layout.STATISTICS))
+    return Records(folder, manifest, statistics)
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -187,11 +186,9 @@ def _shard_hash(path: Path, count: int) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest, reader = hashlib.sha256(), ArrayRecordReader(str(path), "readahead_buffer_size:0")
-    try:
+    with layout.refuse_damage(path):
         for place in range(count):
             digest.update(reader.read([place])[0])
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise damaged(path, first_line(error)) from error
     return digest.hexdigest()
 
 

@@ -60,7 +60,7 @@ def test_many_threads_read_at_once(jpeg_records):
         split.read(index, out)
         return out
 
-    indices = np.random.default_rng(0).integers(0, 300, 2000)
+    indices = np.random.default_rng(0).integers(0, 300, 2000).tolist()
     with ThreadPoolExecutor(8) as pool:
         for index, out in zip(indices, pool.map(read, indices), strict=True):
             np.testing.assert_array_equal(out, expected[index])
@@ -135,7 +135,7 @@ def test_truncated_or_missing_file(raw_records, tmp_path, name):
 def test_unreadable_manifest(raw_records, tmp_path, text):
     path = copy(raw_records, tmp_path)
     (path / layout.MANIFEST).write_text(text)
-    with pytest.raises(UserError, match=r"manifest.json cannot be read .*prepare it again"):
+    with pytest.raises(UserError, match=r"manifest.json is damaged .*prepare it again"):
         records.open_records(path)
 
 

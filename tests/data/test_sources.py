@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data.sources import Source, cifar10, generated, open_source
+from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime.errors import UserError
 from tests.data.conftest import tar_of
 
@@ -290,8 +291,8 @@ def test_cifar10_damaged(tmp_path, cifar):
         (tmp_path / f"{name}.bin").write_bytes(binary(images, labels))
     images, labels = cifar["test_batch"]
     (tmp_path / "test_batch.bin").write_bytes(binary(images, labels + 10))
-    with pytest.raises(UserError, match=r"test_batch.bin has label 1\d, but the classes are 0"):
-        open_source(f"cifar10:{tmp_path}", 32)
+    with pytest.raises(UserError, match=r"/test\[0\] has label 1\d; .* 0 to 9: the source is dam"):
+        prepare(f"cifar10:{tmp_path}", tmp_path / "out", size=32)
     (tmp_path / "test_batch.bin").write_bytes(binary(images, labels)[:-1])
     with pytest.raises(UserError, match=r"test_batch.bin has 12291 bytes, no multiple of 3073"):
         open_source(f"cifar10:{tmp_path}", 32)
