@@ -24,7 +24,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.signals import Stop
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import trained
-from alexnet_jax.training.scores import Evaluator, Scores, label_ranks, mean_scores
+from alexnet_jax.training.scores import Scores, label_ranks, mean_scores
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
 
@@ -50,7 +50,7 @@ def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
       Stopped: SIGTERM or SIGINT came.
     """
     net = trained.load(c, folder, step)
-    evaluator, split = Evaluator(net.setup), net.setup.validation
+    evaluator, split = net.setup.evaluator, net.setup.validation
     with Stop() as stop:
         for ten_views, name in ((False, "centre crop"), (True, "ten views")):
             how: dict[str, Any] = {"ten_views": ten_views, "what": name, "check": stop.check}
@@ -76,7 +76,7 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     labels = nets[0].setup.validation.labels
     probs = []
     for net in nets:
-        look = Evaluator(net.setup).log_probs
+        look = net.setup.evaluator.log_probs
         name = f"{net.folder}, step {net.step}"
         log = look(net.params, net.setup.validation, ten_views=ten_views, what=name)
         probs.append(np.exp(log))

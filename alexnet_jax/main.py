@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     c = cli.given_config(CONFIG)
-    folder = None if MODE.value == "describe" else Path(cli.required(WORKDIR))
+    folder = None if MODE.value == "describe" else Path(cli.required(WORKDIR, "runs/tiny"))
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
     host.configure_jax(c.devices, deterministic=c.deterministic)

@@ -20,7 +20,6 @@ from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import complain, progress_bar
 from alexnet_jax.training import trained
-from alexnet_jax.training.scores import Evaluator
 
 AT_ONCE = 16  # images at most, so that ten thousand need no more memory
 
@@ -47,7 +46,7 @@ def predict(
       files: JPEG, PNG and other common files.
       ten_views: average over ten views; else the centre crop.
     """
-    evaluator, size = Evaluator(net.setup), net.setup.config.data.size
+    evaluator, size = net.setup.evaluator, net.setup.config.data.size
     classes = net.setup.records.manifest.classes
     found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
@@ -91,7 +90,8 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("give the files of images")
     host.configure_jax(1)
     step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
-    net = trained.open_trained(Path(cli.required(WORKDIR)), step=step, records=RECORDS.value)
+    folder = Path(cli.required(WORKDIR, "runs/tiny"))
+    net = trained.open_trained(folder, step=step, records=RECORDS.value)
     found, unread = predict(net, list(map(Path, arguments)), ten_views=VIEWS.value == "10")
     for name, guess in found:
         best = zip(guess.labels, guess.probs, strict=True)

@@ -13,7 +13,7 @@ not; torchvision's AlexNet is another network, without towers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -22,14 +22,12 @@ import numpy as np
 from absl import flags
 
 from alexnet_jax import config
-from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.sharding import local_rows
 from alexnet_jax.training import trained
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
@@ -193,13 +191,10 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
     meta = {"records": setup.records.manifest.hash, "policy": make_policy(c.policy).state()}
-    rows = local_rows(setup.network.mesh, c.batch)
-    batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
-        stack.enter_context(closing(batches))
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
-        checkpoints.save(0, state, batches, meta, {})
+        checkpoints.save(0, state, meta, {})
     print(f"{file} is checkpoint 0 of {folder}")
 
 
@@ -241,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     what = cli.one_of(["export", "import"], arguments)
-    folder, file = Path(cli.required(WORKDIR)), Path(cli.required(FILE))
+    folder = Path(cli.required(WORKDIR, "runs/tiny"))
+    file = Path(cli.required(FILE, "weights.safetensors"))
     layout = cast(Layout, LAYOUT.value)
     if what == "export":
         host.configure_jax(1)

@@ -1,13 +1,13 @@
-"""The schema refuses what does not fit, and the two recipes differ in what they should."""
+"""The config refuses values that do not fit; the two recipes differ only in what they should."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 from alexnet_jax.configs import alexnet, alexnet_2012, cifar10, tiny
 
 from alexnet_jax import config
-from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
 from tests.conftest import make_config
@@ -51,16 +51,41 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
         ("batch", 0, "config.batch=0 must be at least 1"),
         ("batch", "128", "config.batch='128' must be a whole number"),
         ("batch", True, "config.batch=True must be a whole number"),
-        ("optim.momentum", 1.0, "config.optim.momentum=1.0 must be at least 0 and below 1"),
+        ("seed", 2**31, "config.seed=2147483648 must be below 2147483648"),
+        ("seed", 1.0, "config.seed=1.0 must be a whole number"),
+        ("optim.momentum", 1.0, "config.optim.momentum=1.0 must be below 1"),
+        ("optim.momentum", -1, "config.optim.momentum=-1 must be at least 0"),
+        ("optim.momentum", True, "config.optim.momentum=True must be a number"),
         ("optim.momentum", float("nan"), "config.optim.momentum=nan must be a finite number"),
-        ("dtype", "float16", "config.dtype='float16'; choose one of 'float32', 'bfloat16'"),
-        ("model.towers", 3, "config.model.towers=3; choose one of 1, 2"),
+        ("data.source", None, "config.data.source=None must be a string"),
+        ("data.mirror", 1, "config.data.mirror=1 must be True or False"),
+        ("dtype", "float16", "config.dtype='float16' must be 'float32' or 'bfloat16'"),
+        ("model.towers", 3, "config.model.towers=3 must be at most 2"),
+        ("model.towers", True, "config.model.towers=True must be a whole number"),
         ("model.kernels", (1, 2), "config.model: kernels=(1, 2) must be 5 numbers, or 6"),
-        ("model.cross", ("conv4",), "'conv4' is none of 'conv3', 'fc6', 'fc7'"),
+        ("model.kernels", 5, "config.model.kernels=5 must be a tuple"),
+        ("model.neurons", (1,), "config.model.neurons[1] is missing"),
+        ("model.neurons", (1, 2, 3), "config.model.neurons=[1, 2, 3] must have at most 2 items"),
+        (
+            "model.cross",
+            ("conv4",),
+            "config.model.cross[0]='conv4' must be 'conv3', 'fc6' or 'fc7'",
+        ),
+        ("model.lrn.layers", ("conv3",), "lrn.layers[0]='conv3' must be 'conv1' or 'conv2'"),
+        ("model.lrn.before_activation", ("conv2",), "before_activation[0]='conv2' must be 'conv1'"),
+        ("model.within_map.layers", ("conv1",), "within_map.layers[0]='conv1' must be 'conv2'"),
+        ("model.within_map.before_activation", ("conv2",), "must have at most 0 items"),
         ("model.std", {"conv1": 0.01}, "config.model: std must have one value for each of conv1"),
         ("data.crop", 300, "config.data: crop=300 must not be larger than size=256"),
-        ("data", 3, "config.data must be a section with keys, not 3"),
-        ("policy.kind", "cosine", "config.policy.kind='cosine'; choose one of plateau, schedule"),
+        ("data", 3, "config.data=3 must be a section with keys"),
+        ("policy", 3, "config.policy=3 must be a section with keys"),
+        ("policy", {}, "config.policy.kind is missing; add it"),
+        (
+            "policy.kind",
+            "cosine",
+            "config.policy.kind='cosine'; choose one of 'plateau', 'schedule'",
+        ),
+        ("optim.layer_decay", {"fc9": 1.0}, "config: 'fc9' in optim.layer_decay"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(key, value, said):
@@ -83,6 +108,35 @@ def test_a_missing_key_is_named():
         config.parse(values)
 
 
+def test_a_layer_is_left_out_only_with_relu():
+    make_config(model__without="conv3")
+    with pytest.raises(UserError, match="without='conv3' needs activation='relu', not 'tanh'"):
+        make_config(model__without="conv3", model__activation="tanh")
+
+
+def test_a_key_in_a_list_of_sections_is_named_with_its_place():
+    values = config.as_dict(config.parse(alexnet_2012.get_config()))
+    values["policy"]["phases"][1]["rat"] = 0.1
+    with pytest.raises(UserError, match=r"phases\[1\] has no key 'rat'; did you mean 'rate'\?"):
+        config.parse(values)
+
+
+def test_whole_numbers_become_floats_and_lists_tuples():
+    values = config.as_dict(config.parse(alexnet.get_config()))
+    values["policy"]["rate"] = 1
+    c = config.parse(values)
+    assert type(c.policy.rate) is float
+    assert type(c.model.kernels) is tuple
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.batch = 1
+
+
+def test_replace_keeps_the_other_values():
+    c = config.parse(alexnet.get_config())
+    other = dataclasses.replace(c, batch=64)
+    assert config.differences(config.as_dict(c), other) == ["batch"]
+
+
 def test_phases_must_begin_at_zero_and_rise():
     values = config.as_dict(config.parse(alexnet_2012.get_config()))
     values["policy"]["phases"][0]["epoch"] = 1
@@ -97,6 +151,13 @@ def test_what_changes_no_result_may_differ_between_runs():
     assert config.differences(then, config.parse(values)) == []
     values["seed"] = 7
     assert config.differences(then, config.parse(values)) == ["seed"]
+
+
+@pytest.mark.parametrize("key", config.CHANGEABLE)
+def test_every_changeable_key_is_a_key(key):
+    values = config.as_dict(config.parse(tiny.get_config()))
+    assert any(".".join(path).startswith(key) for path in leaves(values))
+    assert not any(fixed.startswith(key) for fixed in config.fixed_values(values))
 
 
 # --- values of every kind for every key ---------------------------------------------------------
@@ -135,16 +196,6 @@ def test_whatever_a_key_is_set_to_is_taken_or_refused_by_name(get):
                 # The key, or the section that it does not fit into.
                 assert path[-1] in str(error) or ".".join(path[:-1]) in str(error)  # noqa: PT017
     assert refused > 1000
-
-
-def test_a_workdir_from_before_a_key_was_added_goes_on(tmp_path):
-    c = make_config("records")
-    workdir.claim(tmp_path, c)
-    written = json.loads((tmp_path / workdir.CONFIG).read_text())
-    del written["deterministic"]
-    (tmp_path / workdir.CONFIG).write_text(json.dumps(written))
-    assert workdir.read_config(tmp_path) == c
-    workdir.check(tmp_path, c)
 
 
 @pytest.mark.parametrize(

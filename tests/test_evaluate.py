@@ -139,7 +139,7 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     ("options", "said"),
     [
         (["--weights=search"], "error: --weights=search needs several networks"),
-        (["--devices=0"], "'0' must be a whole number from 1 on"),
+        (["--devices=0"], "flag --devices=0: 0 is not a positive integer"),
         (["--json=none/scores.json"], "there is no folder none; make it first"),
         (["--step=last"], "error: --step=last: give newest, best"),
     ],

@@ -1,16 +1,24 @@
-"""The command, as a user runs it: in a process of its own."""
+"""The command main, and what all commands share: options, configs and one line for each error."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from alexnet_jax import main, weights
+from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+TINY = "--config=configs/tiny.py"
 
 
-def command(*arguments: str, module: str = "alexnet_jax.main") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", module, *arguments]
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "alexnet_jax.main", *arguments]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
 
 
@@ -23,56 +31,181 @@ def test_describe_prints_the_papers_table_and_runs_nothing():
 
 
 @pytest.mark.slow
+def test_in_a_process_an_error_is_the_last_line_and_the_status():
+    done = command(TINY, "--workdir=none", "--mode=evaluate")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: none holds no run")
+    assert not (ROOT / "none").exists()
+
+
+def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(host, "configure_jax", lambda *_, **__: None)  # the process has begun
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        run(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (ROOT / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "error: --config is missing"),
-        (["--config=configs/tiny.py"], "error: --workdir is missing"),
-        (["--config=configs/none.py"], "configs/none.py"),
+        ([TINY], "error: --workdir is missing: give it, as --workdir=runs/tiny"),
+        (["--config=configs/none.py"], "there is no config configs/none.py; give a file, or one"),
+        (["--config=tinny"], "one of ablations, alexnet, alexnet_2012, cifar10, tiny"),
+        (["--config=README.md"], "README.md cannot be loaded: SyntaxError"),
+        (["--config=configs/__init__.py"], "cannot be loaded: KeyError: 'get_config'"),
         (["--config=configs/cifar10.py:19"], "has no net '19'; there are relu, tanh, 26"),
-        (["--config=configs/tiny.py", "--config.bacth=3"], 'Did you mean "batch"'),
-        (["--config=configs/tiny.py", "--config.batch=x"], "flag --config.batch=x"),
-        (["--config=configs/tiny.py", "--mode=tarin"], "flag --mode=tarin"),
-        (["--config=configs/tiny.py", "mode=evaluate"], "error: 'mode=evaluate' is no option"),
-        (["--config=configs/tiny.py", "--workdir=/proc/none"], "/proc/none"),
-        (["--config=configs/tiny.py", "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        (["--config"], "Missing value for flag --config"),
+        ([TINY, "--config.bacth=3"], "config has no key 'bacth'; did you mean 'batch'?"),
+        ([TINY, "--config.a.b=3"], "the config has no such key: a"),
+        ([TINY, "--config.batch=x"], "flag --config.batch=x"),
+        ([TINY, "--config.batch=0"], "config.batch=0 must be at least 1"),
+        (["--config.batch=3", TINY], "before a value for --config"),
+        ([TINY, "--mode=tarin"], "flag --mode=tarin: value should be one of <train|evaluate"),
+        ([TINY, "mode=evaluate"], "error: 'mode=evaluate' is not an option"),
+        ([TINY, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
         (
-            ["--config=configs/tiny.py", "--workdir=none", "--mode=evaluate", "--step=last"],
+            [TINY, "--workdir=none", "--mode=evaluate", "--step=last"],
             "error: --step=last: give newest, best or the number of a checkpoint",
         ),
         (
-            ["--config=configs/tiny.py", "--workdir=none", "--mode=evaluate"],
-            "error: none holds no run",
-        ),
-        (
-            ["--config=configs/alexnet.py", "--workdir=none", "--config.data.records=none"],
+            ["--config=alexnet", "--workdir=none", "--config.data.records=none"],
             "python -m alexnet_jax.prepare",
         ),
     ],
 )
-def test_a_wrong_command_gets_one_clear_line(arguments, said):
-    _is_one_clear_line(command(*arguments), said)
+def test_a_wrong_command_gets_one_clear_line(arguments, said, capsys, monkeypatch):
+    fails_in_one_line(main.main, arguments, said, capsys, monkeypatch)
 
 
-@pytest.mark.slow
+def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
+    arguments = [TINY, "--workdir=/proc/none", f"--config.data.records={records}"]
+    fails_in_one_line(main.main, arguments, "the workdir /proc/none", capsys, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["export"], "error: --workdir is missing"),
-        (["--workdir=x", "--file=y"], "error: say what to do: export or import"),
-        (["export", "--workdir=none", "--file=none"], "error: none holds no run"),
+        (["export", "--workdir=none"], "error: --file is missing"),
+        (["--workdir=x", "--file=y"], "error: give one of export, import"),
+        (["export", "import"], "error: give one of export, import"),
         (["import", "--workdir=none", "--file=none"], "error: --config is missing"),
     ],
 )
-def test_a_wrong_command_of_weights_too(arguments, said):
-    _is_one_clear_line(command(*arguments, module="alexnet_jax.weights"), said)
+def test_a_wrong_command_of_weights_too(arguments, said, capsys, monkeypatch):
+    fails_in_one_line(weights.main, arguments, said, capsys, monkeypatch)
 
 
-def _is_one_clear_line(done: subprocess.CompletedProcess[str], said: str) -> None:
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert said in lines[0]
-    assert done.stderr.splitlines()[-1] == lines[0]
-    assert not (ROOT / "none").exists()
+def test_help_prints_the_docstring_and_each_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert text.startswith(main.__doc__.strip())
+    for name in ("--config", "--workdir", "--mode", "--step"):
+        assert f"\n  {name}  " in text
+    assert "(default: newest)" in text
+
+
+# --- what is parsed -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Runs a command with two options and --config; gives what it sees."""
+    monkeypatch.chdir(ROOT)
+    options = flags.FlagValues()
+    given = cli.define_config(options)
+    name = flags.DEFINE_string("name", "nobody", "A name.", options)
+    seen = []
+
+    def job(arguments):
+        seen[:] = [cli.given_config(given), name.value, list(arguments)]
+
+    def run(*arguments):
+        cli.run(job, options, "About.", arguments)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "line",
+    [[TINY], ["--config", "configs/tiny.py"], ["--config=tiny"], ["--config=configs/tiny.py"]],
+)
+def test_a_config_is_named_in_these_ways(parse, line):
+    c, name, rest = parse(*line, "a", "--name=b", "--config.batch=8", "-")
+    assert (c.experiment.name, c.batch, c.model.width, name) == ("tiny", 8, 0.25, "b")
+    assert rest == ["a", "-"]
+
+
+def test_one_command_line_leaves_nothing_for_the_next(parse):
+    parse(TINY, "--config.batch=8", "--name=b")
+    c, name, _ = parse(TINY, "--config.batch=16", "--config.batch=32")
+    assert (c.batch, name) == (32, "nobody")
+    c, _, _ = parse(TINY)
+    assert c.batch == 64
+
+
+def test_values_of_every_kind_can_be_set(parse):
+    c, _, _ = parse(
+        *("--config=ablations:no_lrn", "--config.model.kernels=(8, 8, 8, 8, 8)"),
+        *("--config.data.mirror=false", "--config.optim.layer_decay.fc8=0.5"),
+        "--config.model.lrn.layers=('conv1',)",
+    )
+    assert c.experiment.name == "no_lrn"
+    assert c.model.kernels == (8,) * 5
+    assert c.data.mirror is False
+    assert c.optim.layer_decay == {"fc8": 0.5}
+    assert c.model.lrn.layers == ("conv1",)
+
+
+OWN = "from alexnet_jax.configs import tiny\ndef get_config():\n    c = tiny.get_config()\n"
+
+
+def test_a_file_of_the_current_folder_comes_before_the_packaged_one(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(TINY)[0].batch == 64
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.py").write_text(f"{OWN}    c.batch = 24\n    return c\n")
+    assert parse(TINY)[0].batch == 24
+    assert parse("--config=tiny")[0].batch == 64
+    (tmp_path / "mine.py").write_text(f"{OWN}    return c.to_dict()\n")
+    assert parse("--config=mine.py", "--config.batch=4")[0].batch == 4
+
+
+@pytest.mark.parametrize("name", ["others/tiny.py", "tiny.py", "configs/tiny", ""])
+def test_no_other_name_stands_for_a_packaged_config(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"there is no config {name}; give a file, or one of abl"):
+        cli.load_configs(name)
+
+
+def test_all_variants_of_a_file_or_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def names(text: str) -> list[str]:
+        return [one.experiment.name for one in cli.load_configs(text, all_variants=True)]
+
+    assert len(names("configs/ablations.py")) == 15
+    assert names("cifar10:18") == ["cifar10_18"]
+    assert names("alexnet") == ["alexnet"]
+    assert all(isinstance(one, ConfigDict) for one in cli.load_configs("tiny"))
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+    def job(arguments):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(job, flags.FlagValues(), "", [], stopped="stopped; resume")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"stopped; resume{os.linesep}"

@@ -104,9 +104,12 @@ def test_one_config_of_a_file_or_a_file_of_one():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--workdirs=,"], "--workdirs is empty"),
+        (["--workdirs=,"], "--workdirs is missing"),
         (["--workdirs={run}/none"], "holds no run"),
-        (["--workdirs={run}", "--configs=none.py"], "there is no file none.py"),
+        (
+            ["--workdirs={run}", "--configs=none.py"],
+            "there is no config none.py; give a file, or one of",
+        ),
         (["--workdirs={run}", "--configs=configs/cifar10.py:9"], "has no net '9'"),
         (["--workdirs={run}", "--out=none/table.md"], "there is no folder none"),
         (["--workdirs={run}", "--out={run}"], "is a folder"),

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     name = cli.one_of([*FIGURES, "figure2"], arguments)
     host.configure_jax(1)
-    cli.required(OUT)
+    cli.required(OUT, "figure.png")
     out = image_file(OUT)
     assert out is not None
     if name == "figure2":

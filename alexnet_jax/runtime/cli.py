@@ -72,14 +72,14 @@ def guard(job: Callable[[], None], stopped: str) -> None:
 # --- arguments ----------------------------------------------------------------------------------
 
 
-def required(option: flags.FlagHolder[str | None]) -> str:
+def required(option: flags.FlagHolder[str | None], example: str) -> str:
     """The value of an option that must be given.
 
     Raises:
-      UserError: it was not given.
+      UserError: it was not given. The message shows the `example`.
     """
     if option.value is None:
-        raise UserError(f"--{option.name} is missing; see --help")
+        raise UserError(f"--{option.name} is missing: give it, as --{option.name}={example}")
     return option.value
 
 
@@ -139,7 +139,11 @@ def define_config(options: flags.FlagValues) -> ConfigFlag:
         "the name of a packaged file, as tiny. Any of its values can be set: --config.batch=64."
     )
     flag = config_flags.DEFINE_config_file(
-        "config", None, about, flag_values=options, sys_argv=_command_line
+        *("config", None, about),
+        flag_values=options,
+        lock_config=False,
+        accept_new_attributes=True,  # `config.parse` finds an unknown key, and says which is meant
+        sys_argv=_command_line,
     )
     options["config"].parser = _ConfigParser()
     return flag
@@ -194,8 +198,7 @@ class _ConfigParser(flags.ArgumentParser[ConfigDict]):
     """Loads what --config names."""
 
     def parse(self, argument: str) -> ConfigDict:
-        (loaded,) = load_configs(argument)
-        return loaded.lock()  # so that --config.KEY can set no new keys
+        return load_configs(argument)[0]
 
     def flag_type(self) -> str:
         return "config"
@@ -217,8 +220,11 @@ def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
     _command_line[:] = ["python", *arguments]
     try:
         return options(_command_line)[1:]
-    except (flags.Error, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(error.args[0] if error.args else error) from None
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    except (LookupError, AttributeError) as error:  # of config_flags, for a --config.KEY
+        key = str(error).strip("\"'")  # which Python has put in quotes, once or twice
+        raise UserError(f"the config has no such key: {key}") from None
 
 
 def _help(options: flags.FlagValues, about: str) -> str:
