@@ -23,61 +23,12 @@ Batch = dict[str, np.ndarray]
 Rows = Sequence[tuple[int, int]]  # (start, stop) ranges of the global batch
 
 
-class StepIterator(grain.DatasetIterator):
-    """Batches from step `first_step` on. Its whole state is the number of the next step.
-
-    Grain's own states fit only the same number of workers and processes. This one fits any number,
-    and works with ``grain.checkpoint.CheckpointSave`` and ``CheckpointRestore``. Reading ahead
-    begins when the first batch is asked for.
-    """
-
-    def __init__(self, batches: grain.MapDataset, threads: int, first_step: int = 0):
-        super().__init__()
-        threads = threads or cores()  # one thread reads a batch
-        self._batches = batches
-        # Grain's default would read 500 batches ahead.
-        self._options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        self._next_step = first_step
-        self._running: grain.DatasetIterator | None = None
-
-    def __next__(self) -> Batch:
-        if self._closed:
-            raise ValueError("this iterator is closed")
-        if self._running is None:
-            ahead = self._batches[self._next_step :].to_iter_dataset(self._options)
-            self._running = iter(ahead)
-        try:
-            batch = next(self._running)
-        except Exception:
-            self._stop()  # asked again, it reads the same batch; Grain would go to the next one
-            raise
-        self._next_step += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        """{'next_step': the step whose batch comes next}."""
-        return {"next_step": self._next_step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Resumes at ``state['next_step']``."""
-        self._stop()
-        self._next_step = int(state["next_step"])
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._stop()
-        super().close()
-
-    def _stop(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
-
-
 def train_batches(
     split: Split, data: Data, *, batch: int, seed: int, rows: Rows, first_step: int = 0
-) -> StepIterator:
+) -> grain.DatasetIterator[Batch]:
     """Endless training batches (§4.1), in a new order for each epoch, every image once in each.
+
+    Reading ahead begins when the first batch is asked for. Close the iterator after use.
 
     Args:
       split: the training images. A batch may reach into the next epoch, or be larger than `split`.
@@ -102,10 +53,12 @@ def train_batches(
     read = functools.partial(
         _train_batch, split=split, data=data, batch=batch, seed=seed, rows=_row_numbers(rows)
     )
-    return StepIterator(steps.random_map(read), data.threads, first_step)
+    return _read_ahead(steps.random_map(read)[first_step:], data.threads)
 
 
-def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepIterator:
+def eval_batches(
+    split: Split, *, batch: int, rows: Rows, threads: int
+) -> grain.DatasetIterator[Batch]:
     """Every image once and in order, in `eval_steps` batches. Read it to its end, or close it.
 
     Args:
@@ -123,12 +76,19 @@ def eval_batches(split: Split, *, batch: int, rows: Rows, threads: int) -> StepI
     """
     steps = grain.MapDataset.range(eval_steps(len(split), batch))
     read = functools.partial(_eval_batch, split=split, batch=batch, rows=_row_numbers(rows))
-    return StepIterator(steps.map(read), threads)
+    return _read_ahead(steps.map(read), threads)
 
 
 def eval_steps(images: int, batch: int) -> int:
     """The number of batches of `eval_batches`."""
     return -(-images // batch)
+
+
+def _read_ahead(batches: grain.MapDataset, threads: int) -> grain.DatasetIterator[Batch]:
+    threads = threads or cores()  # one thread reads a batch
+    # By default Grain would read 500 batches ahead.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(batches.to_iter_dataset(options))
 
 
 def _train_batch(
