@@ -108,7 +108,7 @@ def test_one_config_of_a_file_or_a_file_of_one():
         (["--workdirs={run}/none"], "holds no run"),
         (
             ["--workdirs={run}", "--configs=none.py"],
-            "there is no config none.py; give a file, or one of",
+            "there is no config none.py; give a file",
         ),
         (["--workdirs={run}", "--configs=configs/cifar10.py:9"], "has no net '9'"),
         (["--workdirs={run}", "--out=none/table.md"], "there is no folder none"),

@@ -170,10 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
-    folder, c = (
-        Path(cli.required(WORKDIR, "runs/torch")),
-        replace(cli.given_config(CONFIG), devices=1),
-    )
+    folder = Path(cli.required(WORKDIR, "runs/torch"))
+    c = replace(cli.given_config(CONFIG), devices=1)
     name = f"{c.experiment.name}_pytorch"
     c = replace(c, experiment=replace(c.experiment, name=name, against=c.experiment.name))
     host.configure_jax(1)
