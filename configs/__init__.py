@@ -1,1 +1,1 @@
-"""One file a run; installed, they are the package `alexnet_jax.configs`."""
+"""The configs, one file for each kind of run; installed as the package `alexnet_jax.configs`."""

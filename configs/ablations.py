@@ -1,13 +1,13 @@
-"""What each part of the network is worth: --config=configs/ablations.py:no_lrn
+"""Ablations: what each part of the network contributes, as --config=configs/ablations.py:no_lrn
 
 python -m alexnet_jax.main --config=configs/ablations.py:NAME --workdir=runs/NAME
 
-Each is configs/alexnet_2012.py but for the few values in `ABLATIONS`. Beside them stands what the
-paper says of it: points of top-1 / top-5 error that it costs, on ILSVRC-2010 or 2012; and the
-errors in the log of the authors' run of 2012, in %, where there is one (to compare with 40.664 /
-18.210 of the whole network, if nothing else is said). Cost: as configs/alexnet.py. That ten views
-are worth more than the centre crop (§4.1: 39.0 / 18.3 to 37.5 / 17.0) needs no run of its own:
-every run ends with both.
+Each is configs/alexnet_2012.py with a few other values, which `ABLATIONS` lists. Beside them are
+two results of others. First what the paper says: by how many points the top-1 / top-5 error rises,
+on ILSVRC-2010 or 2012. Then the top-1 / top-5 error, in %, in the log of the authors' run of 2012,
+where there is one; the whole network has 40.664 / 18.210. Cost: as configs/alexnet.py. That ten
+views are better than the centre crop (§4.1: 39.0 / 18.3 to 37.5 / 17.0) needs no run of its own,
+because every run ends with both.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 class Ablation(NamedTuple):
-    """The values that change, by key; what the paper says it costs; the log's errors."""
+    """The changed values, by key; what the paper says; the errors in the log."""
 
     changes: dict[str, Any]
     paper: str
@@ -29,8 +29,8 @@ OVERFITS = "substantial overfitting (§4.1, §4.2)"
 MIDDLE = "about +2 top-1 for any of the middle layers (§7)"
 
 ABLATIONS = {
-    # Half of the kernels, on one device. The last convolution keeps its kernels, since most of the
-    # parameters are in fc6, and that would be halved, too (§3.2, footnote 2).
+    # Half of the kernels, on one device. The last convolution keeps all its kernels, because fc6
+    # has most of the parameters and would be halved as well (§3.2, footnote 2).
     "half_net": Ablation(
         {"devices": 1, "model.towers": 1, "model.kernels": (48, 128, 192, 192, 256)},
         "+1.7 / +1.2 (§3.2)",
@@ -50,10 +50,11 @@ ABLATIONS = {
     "without_conv3": Ablation({"model.without": "conv3"}, MIDDLE),
     "without_conv4": Ablation({"model.without": "conv4"}, MIDDLE),
     "without_conv5": Ablation({"model.without": "conv5"}, ""),
-    # Two columns that meet at the logits alone. Those of the log's run were wider.
+    # Two towers that meet only at the logits. Those of the run in the log were wider.
     "no_crossing": Ablation({"model.cross": ()}, "", "41.828 / 19.330"),
-    # Over the last pooling; its size is ours to choose. The paper's was trained on all classes of
-    # ImageNet's release of autumn 2011, then on ILSVRC-2012's: --config.init_from does that.
+    # Over the last pooling layer; the paper does not give its size, so we chose one. The paper
+    # trained it on all classes of ImageNet's release of autumn 2011 and then on those of
+    # ILSVRC-2012: use --config.init_from for that.
     "sixth_conv": Ablation(
         {
             "model.kernels": (96, 256, 384, 384, 256, 256),
@@ -71,7 +72,7 @@ NAMES = tuple(ABLATIONS)
 
 
 def get_config(name: str = "no_lrn") -> ConfigDict:
-    """Raises ValueError at an unknown name."""
+    """Raises ValueError if the name is unknown."""
     if name not in ABLATIONS:
         raise ValueError(f"configs/ablations.py has no {name!r}; there are {', '.join(ABLATIONS)}")
     config = alexnet_2012.get_config()

@@ -1,11 +1,12 @@
-"""The network of the paper, trained as its text says (NIPS 2012; § are its sections).
+"""The network of the paper, trained as its text says (NIPS 2012; § marks its sections).
 
 python -m alexnet_jax.prepare --source=ilsvrc2012:DOWNLOADS --out=records/imagenet2012
 python -m alexnet_jax.main --config=configs/alexnet.py --workdir=runs/alexnet
 
 Cost: 90 epochs of 1,281,167 images, 4.35 GFLOP each: 0.5 EFLOP. The paper: five to six days on
 two GTX 580. Expected: 40.7% top-1 and 18.2% top-5 error on the validation set, ten views (§6.1).
-With these initial weights the loss may stay long at ln(1000); configs/alexnet_2012.py does not.
+With these initial weights the loss may stay at ln(1000) for a long time; with those of
+configs/alexnet_2012.py it does not.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     config.experiment.against = ""
     config.seed = 0
     config.devices = 2  # one tower on each
-    config.towers_apart = True  # False: both towers on each device, which share the batch
+    config.towers_apart = True  # False: both towers on each device; the batch is split
     config.dtype = "float32"
     config.deterministic = False
     config.batch = 128
@@ -93,7 +94,7 @@ def get_config() -> ConfigDict:
     config.policy.rate = 0.01
     config.policy.factor = 10.0
     config.policy.drops = 3
-    config.policy.patience = 3  # the paper says "stopped improving" and no more; ours to choose
+    config.policy.patience = 3  # our choice; the paper says only "stopped improving"
     config.policy.least_improvement = 0.001
 
     config.evaluate = ConfigDict()

@@ -1,10 +1,10 @@
-"""The network as its authors ran it in 2012: what the released code did where the text differs.
+"""The network as its authors ran it in 2012: like their code where the paper's text differs.
 
 python -m alexnet_jax.prepare --source=ilsvrc2012:DOWNLOADS --out=records/imagenet2012
 python -m alexnet_jax.main --config=configs/alexnet_2012.py --workdir=runs/alexnet_2012
 
 Cost: as configs/alexnet.py. Expected: 40.664% top-1 and 18.210% top-5 error on the validation set,
-ten views (the log of the released run 145). This file is the whole list of differences.
+ten views (the log of the released run 145). This file lists all differences from alexnet.py.
 """
 
 from alexnet_jax.configs import alexnet
@@ -17,21 +17,22 @@ def get_config() -> ConfigDict:
     config.experiment.log = "40.664 / 18.210"
     config.epochs = 91
 
-    # The mean image's centre is subtracted wherever the crop was, after mirroring.
+    # The centre of the mean image is subtracted, wherever the crop was cut, after mirroring.
     config.data.mean = "centre"
-    # The draws are multiplied by standard deviations on 0..255, and image and shift together
-    # divided by 1.1, to keep the scale of training images near that of test images.
+    # The random numbers are multiplied by standard deviations on 0..255. The shifted image is
+    # divided by 1.1, so that training images have about the same scale as test images.
     config.data.lighting.scale = "deviation"
     config.data.lighting.shrink = True
 
-    # Layer 1 is conv, LRN, pool, ReLU. (Max pooling and ReLU may change places; LRN may not.)
+    # Layer 1 is conv, LRN, pool, ReLU. (Max pooling and ReLU can be swapped, LRN and ReLU cannot.)
     config.model.lrn.before_activation = ("conv1",)
-    # The code divides the alpha of its config, 1e-4, by the window's 5 maps.
+    # The code divides the alpha of its config, 1e-4, by the 5 maps of the window.
     config.model.lrn.alpha = 2e-5
-    # An unpublished normalisation over 5x5 places of each map after LRN2: alpha = 1e-3 / 25.
+    # After LRN2 a normalization that is not in the paper, over 5x5 places of each map:
+    # alpha = 1e-3 / 25.
     config.model.within_map.layers = ("conv2",)
-    # With 0.01 in conv3-5 little of the image reaches the softmax: at the start the image moves
-    # conv5's outputs by 4% of their mean, with 0.03 by 35%.
+    # With 0.01 in conv3-5 little of the image reaches the softmax: at the start conv5's outputs
+    # vary between images by 4% of their mean, with 0.03 by 35%.
     config.model.std.conv3 = 0.03
     config.model.std.conv4 = 0.03
     config.model.std.conv5 = 0.03
@@ -40,7 +41,8 @@ def get_config() -> ConfigDict:
     config.optim.bias_rate = 2.0
     config.optim.decay_biases = False
 
-    # Set by hand while it ran: conv1 is slowed and colour noise off from 67, conv1 frozen from 72.
+    # Set by hand during the run. From epoch 67 on conv1 has a lower rate and lighting is off; from
+    # epoch 72 on conv1 is frozen.
     slow, frozen = {"conv1": 1e-5}, {"conv1": 0.0}
     config.policy = ConfigDict()
     config.policy.kind = "schedule"

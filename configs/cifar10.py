@@ -4,17 +4,20 @@ python -m alexnet_jax.prepare --source=cifar10:PATH --size=32 --format=raw --out
 python -m alexnet_jax.main --config=configs/cifar10.py:18 --workdir=runs/cifar10_18
 
 name          net                                   test error that its authors give
-relu, tanh    Fig. 1: four layers, not regularised  (25% training error: 6 times as soon with relu)
-26            layers-80sec                          26% in 80 s on the GPU of the day
+relu, tanh    Fig. 1: four layers, not regularized  (25% training error: 6 times sooner with relu)
+26            layers-80sec                          26% in 80 s on a GPU of 2012
 18            layers-18pct                          18%, without augmentation
 13            layers-conv-local-13pct               13% (12.6% measured), ten views
 11            layers-conv-local-11pct               11%, ten views
-13_lrn        13 with LRN                           none: the cells that are missing from
-13_wide       13 with twice the kernels in local3   "LRN takes a four-layer net from 13% to 11%"
-13_lrn_wide   13 with both: 11, trained as 13       (§3.3), which changed both and the training
+13_lrn        13 with LRN                           none
+13_wide       13 with twice the kernels in local3   none
+13_lrn_wide   13 with both                          none
 
-No source has the net of Fig. 1. Ours is 18's without normalisation and weight decay; each curve is
-to have the best rate of its own sweep: --config.policy.rate=0.003.
+The paper says that LRN improves a four-layer net from 13% to 11% (§3.3), but from 13 to 11 the
+authors changed LRN, the kernels and the training. The last three nets separate these changes.
+
+The net of Fig. 1 was not published. Ours is that of 18 without normalization and weight decay. Give
+each of its curves the best learning rate of a sweep: --config.policy.rate=0.003.
 """
 
 from collections.abc import Mapping
@@ -24,7 +27,7 @@ from alexnet_jax.configs import alexnet
 from ml_collections import ConfigDict
 
 FASTER = "25% training error 6 times as soon with ReLU (§3.1)"
-NETS = {  # what the paper says of it, and what its authors' code gave; top-1 test error in %
+NETS = {  # top-1 test error in %: what the paper says, and the result of its authors' code
     "relu": (FASTER, ""),
     "tanh": (FASTER, ""),
     "26": ("", "26"),
@@ -40,7 +43,7 @@ NAMES = tuple(NETS)
 
 
 def get_config(name: str = "18") -> ConfigDict:
-    """Raises ValueError at an unknown name."""
+    """Raises ValueError if the name is unknown."""
     if name not in NETS:
         raise ValueError(f"configs/cifar10.py has no net {name!r}; there are {', '.join(NETS)}")
     config = _common()
@@ -56,7 +59,7 @@ def get_config(name: str = "18") -> ConfigDict:
         _net_18(config)
     else:
         _net_13(config, lrn="lrn" in name or name == "11", wide="wide" in name or name == "11")
-    if name == "11":  # trained for longer than 13, and with another decay
+    if name == "11":  # trained longer than 13, and with another weight decay
         config.optim.layer_decay.fc10 = 0.01
         config.epochs, config.policy = 520, _schedule({0: 1e-3, 500: 1e-4, 510: 1e-5})
     return config
@@ -87,7 +90,7 @@ def _net_26(config: ConfigDict) -> None:
     )
     config.optim.weight_decay = 0.004
     config.optim.layer_decay.update({"fc64": 0.03, "fc10": 0.03})
-    config.policy = _schedule({0: 1e-3, 20: 1e-4})  # the authors lowered it by hand: ours to choose
+    config.policy = _schedule({0: 1e-3, 20: 1e-4})  # our choice; the authors lowered it by hand
 
 
 def _net_18(config: ConfigDict) -> None:
@@ -104,7 +107,7 @@ def _net_18(config: ConfigDict) -> None:
 
 
 def _net_13(config: ConfigDict, *, lrn: bool, wide: bool) -> None:
-    """ReLU comes after pooling where nothing stands between: the same values, fewer of them."""
+    """ReLU comes after pooling where no LRN is between: the same result, fewer operations."""
     config.epochs = 160
     config.data.crop = 24
     config.data.random_crop = True
@@ -123,7 +126,7 @@ def _net_13(config: ConfigDict, *, lrn: bool, wide: bool) -> None:
 
 
 def _common() -> ConfigDict:
-    """What all of them share."""
+    """The values that all nets share."""
     config = alexnet.get_config()
     config.devices = 1
 
@@ -157,7 +160,7 @@ def _common() -> ConfigDict:
 
 
 def _schedule(rates: Mapping[int, float]) -> ConfigDict:
-    """Rates by the epoch from which they hold."""
+    """A schedule; `rates` has each rate with the epoch from which it is used."""
     phases = [
         {"epoch": epoch, "rate": rate, "layers": {}, "lighting": True}
         for epoch, rate in rates.items()

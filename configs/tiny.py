@@ -1,4 +1,4 @@
-"""All eight layers and both towers, small: from generated images to error rates in a minute.
+"""All eight layers and both towers, but narrow: trains on generated images in a few minutes.
 
 python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny
 
@@ -24,10 +24,10 @@ def get_config() -> ConfigDict:
 
     config.model.classes = 10
     config.model.width = 0.25
-    # Narrower layers sum over fewer inputs, so their weights must be larger to pass the image on.
+    # Narrow layers sum over fewer inputs, so larger weights are needed to keep the signal's size.
     for layer in config.model.std:
         config.model.std[layer] = 0.05
-    config.model.std.conv1 = 0.01  # sees the image itself, as at full size
+    config.model.std.conv1 = 0.01  # as at full size, because conv1 has the same inputs
 
     config.policy.phases = (
         {"epoch": 0, "rate": 1e-2, "layers": {}, "lighting": True},
