@@ -1,7 +1,7 @@
-"""The paper's update (§5), and the two ways in which its learning rate has been set."""
+"""The paper's update (§5), and two ways to set its learning rate: by plateau or by schedule."""
 
 import dataclasses
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,67 +9,75 @@ import optax
 
 from alexnet_jax import config
 
+Params = dict[str, dict[str, jax.Array]]
+"""The parameters: {'conv1': {'kernel': ..., 'bias': ...}, 'conv2': ..., ...}."""
+
 Rates = dict[str, dict[str, float]]
 """A learning rate for each parameter: {'conv1': {'kernel': 0.01, 'bias': 0.02}, ...}."""
 
 
 def update_rule(c: config.Optim) -> optax.GradientTransformationExtraArgs:
-    """v <- momentum * v - decay * rate * w - rate * gradient;  w <- w + v  (§5).
+    """v <- momentum * v - rate * (gradient + decay * w);  w <- w + v  (§5).
 
-    The decay is `layer_decay`'s or else `weight_decay`; biases have none without `decay_biases`.
+    The decay of a kernel is its layer's in `layer_decay`, or else `weight_decay`. Biases have the
+    same if `decay_biases` is set, else none.
 
-    The rate stands inside the velocity, so a change of the rate takes full effect only as older
-    steps fade. (`optax.sgd` multiplies the whole velocity by the newest rate.) Its `update` takes
-    the gradients, the state, the parameters, and `rates`, a tree like `Rates`, which may change
-    from step to step without a new compilation.
+    Its `update` takes the gradients, the state, the parameters, and `rates`, a tree like `Rates`.
+    The rates may change from step to step without a new compilation.
     """
-
-    def decays(path: Any) -> float:
-        layer, name = (key.key for key in path)
-        own = c.layer_decay.get(layer, c.weight_decay)
-        return own if name == "kernel" or c.decay_biases else 0.0
-
-    return optax.chain(_add_decayed_weights(decays), _scale_by_rates(), optax.trace(c.momentum))
+    return optax.chain(_add_decays(c), _scale_by_rates(), optax.trace(c.momentum))
 
 
-def velocity(state: Any) -> Any:
-    """The v of the last update, in a tree like the parameters, from `update_rule`'s state."""
-    return optax.tree_utils.tree_get(state, "trace")
+def _add_decays(c: config.Optim) -> optax.GradientTransformation:
+    """gradient + decay * w: optax's rule once for each decay, each with a mask of its own."""
 
+    def decay(layer: str, name: str) -> float:
+        return c.layer_decay.get(layer, c.weight_decay) if name == "kernel" or c.decay_biases else 0
 
-def _add_decayed_weights(decays: Callable[[Any], float]) -> optax.GradientTransformation:
-    """As optax's, with a decay for each path in the tree."""
+    def mask(value: float, params: Params) -> dict[str, dict[str, bool]]:
+        return {
+            layer: {name: decay(layer, name) == value for name in parameters}
+            for layer, parameters in params.items()
+        }
 
-    def update(
-        gradients: Any, state: optax.EmptyState, params: Any
-    ) -> tuple[Any, optax.EmptyState]:
-        def add(path: Any, g: jax.Array, w: jax.Array) -> jax.Array:
-            return g + decays(path) * w if decays(path) else g
-
-        return jax.tree.map_with_path(add, gradients, params), state
-
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    values = sorted({c.weight_decay, *c.layer_decay.values()})
+    rule = optax.chain(*(optax.add_decayed_weights(v, partial(mask, v)) for v in values))
+    # Without the masks' states, which hold nothing, checkpoints of version 0.1 still open.
+    return optax.stateless(
+        lambda gradients, params: rule.update(gradients, rule.init(params), params)[0]
+    )
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
+    """Multiplies by the rate BEFORE the sum of the velocity, as the paper does.
+
+    So a new rate takes full effect only as older steps fade from the velocity. `optax.sgd`
+    multiplies the whole velocity by the newest rate instead.
+    """
+
     def update(
-        gradients: Any, state: optax.EmptyState, params: Any = None, *, rates: Any, **_: Any
-    ) -> tuple[Any, optax.EmptyState]:
+        gradients: Params, state: optax.OptState, params: Any = None, *, rates: Any, **_: Any
+    ) -> tuple[Params, optax.OptState]:
         del params
         return jax.tree.map(lambda rate, g: -rate * g, rates, gradients), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-# --- policies ---------------------------------------------------------------------------------
+def velocity(state: optax.OptState) -> Params:
+    """The v of the last update, in a tree like the parameters, from `update_rule`'s state."""
+    return optax.tree_utils.tree_get(state, "trace")
+
+
+# --- policies: who decides the rate -------------------------------------------------------------
 
 
 class Hyperparams(NamedTuple):
-    """What a policy decides for the coming steps."""
+    """What a policy sets for a step."""
 
-    rate: float  # the common one, which is logged
+    rate: float  # of all layers but those below; the one that is logged
     layers: dict[str, float]  # rates of single layers
-    lighting: bool
+    lighting: bool  # whether the colour shifts of §4.1 are on
 
     def rates(self, c: config.Optim, params: Any) -> Rates:
         """A rate for each of `params`; biases learn at `bias_rate` times their layer's rate."""
@@ -84,15 +92,16 @@ class Hyperparams(NamedTuple):
 
 @dataclasses.dataclass
 class PlateauPolicy:
-    """Divides the rate when the validation error stops improving; three times in the paper (§5).
+    """Divides the rate when the validation error stops improving (§5: by 10, three times).
 
-    "Stops improving" means: for `patience` epochs on end the error was not lower than the lowest so
-    far by `least_improvement` or more. Its fields but `c` are its state, part of a checkpoint.
+    A plateau is reached after `patience` epochs in a row whose error is not lower than the best so
+    far by at least `least_improvement`. Each of the first `drops` plateaus divides the rate by
+    `factor`; the next one ends the training. All fields but `c` are saved in checkpoints.
     """
 
     c: config.Plateau
-    best: float = float("inf")  # lowest top-1 error rate so far
-    waited: int = 0  # epochs without improvement
+    best: float = float("inf")  # the lowest top-1 error rate that counted as an improvement
+    waited: int = 0  # epochs since then, or since the last plateau
     drops: int = 0  # plateaus so far
 
     @property
@@ -101,42 +110,43 @@ class PlateauPolicy:
         return self.drops > self.c.drops
 
     def hyperparams(self, epochs: float) -> Hyperparams:
-        """The rate now; it does not depend on the number of epochs done."""
+        """For the next step. The number of epochs done does not matter here."""
         del epochs
         return Hyperparams(self.c.rate / self.c.factor ** min(self.drops, self.c.drops), {}, True)
 
     def observe(self, error: float) -> None:
-        """Takes note of an epoch's validation top-1 error rate, in [0, 1]."""
-        improved = error <= self.best - self.c.least_improvement and error < self.best
-        self.best = min(self.best, error) if improved else self.best
-        self.waited = 0 if improved else self.waited + 1
+        """Learns the validation top-1 error rate of an epoch, in [0, 1]."""
+        if error <= self.best - self.c.least_improvement and error < self.best:
+            self.best, self.waited = error, 0
+            return
+        self.waited += 1
         if self.waited == self.c.patience:
             self.waited, self.drops = 0, self.drops + 1
 
     def state(self) -> dict[str, float]:
-        """Numbers that `load` takes."""
+        """The numbers that `load` takes."""
         return {"best": self.best, "waited": self.waited, "drops": self.drops}
 
     def load(self, state: dict[str, float]) -> None:
-        """Goes on from what `state` gave."""
+        """Continues from what `state` returned."""
         self.best = float(state["best"])
         self.waited, self.drops = int(state["waited"]), int(state["drops"])
 
 
 @dataclasses.dataclass
 class SchedulePolicy:
-    """Rates by epoch. It has no state."""
+    """Sets the rates by the epoch. Nothing changes it, so it has nothing to save."""
 
     c: config.Schedule
     finished = False
 
     def hyperparams(self, epochs: float) -> Hyperparams:
-        """The phase that holds after so many epochs."""
+        """For the next step, after so many epochs: those of the newest phase that has begun."""
         phase = [phase for phase in self.c.phases if phase.epoch <= epochs][-1]
         return Hyperparams(phase.rate, dict(phase.layers), phase.lighting)
 
     def observe(self, error: float) -> None:
-        """Does nothing: the schedule was made beforehand."""
+        """Does nothing: the error does not change the schedule."""
 
     def state(self) -> dict[str, float]:
         """Nothing."""
@@ -150,5 +160,5 @@ Policy = PlateauPolicy | SchedulePolicy
 
 
 def make_policy(c: config.Plateau | config.Schedule) -> Policy:
-    """The policy that a config describes, at its beginning."""
+    """The policy that a config describes, before the first step."""
     return PlateauPolicy(c) if isinstance(c, config.Plateau) else SchedulePolicy(c)

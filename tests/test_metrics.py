@@ -71,20 +71,19 @@ def test_a_workdir_without_metrics_has_no_lines(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_the_clock_keeps_learning_apart_from_the_rest(monkeypatch):
+def test_the_clock_keeps_training_apart_from_the_rest(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    clock = Clock(images_a_step=32)
+    clock = Clock(images_per_step=32, step=10)
     with clock.apart("compile"):
         now[0] += 50
     for _ in range(4):
         with clock.apart("input"):
             now[0] += 0.5
         now[0] += 1.5
-        clock.count_step()
     with clock.apart("evaluate"):
         now[0] += 10
-    read = clock.read(steps_left=6, evaluations_left=2)
+    read = clock.read(14, steps_left=6, evaluations_left=2)
     assert read == {
         "time/compile_s": 50,
         "time/evaluate_s": 10,
@@ -93,4 +92,4 @@ def test_the_clock_keeps_learning_apart_from_the_rest(monkeypatch):
         "time/left_s": 6 * 2 + 2 * 10,
     }
     now[0] += 3  # nothing new is known
-    assert clock.read(steps_left=3, evaluations_left=1) == {"time/left_s": 3 * 2 + 10}
+    assert clock.read(14, steps_left=3, evaluations_left=1) == {"time/left_s": 3 * 2 + 10}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import augment
-from alexnet_jax.training.scores import Evaluator, label_ranks, mean_scores
+from alexnet_jax.training.scores import label_ranks, mean_scores
 from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 
@@ -53,7 +53,7 @@ def scored(records):
     def score(ten_views, **values):
         setup = make_setup(make_config(records, **values))
         params = setup.network.init(0)
-        found = Evaluator(setup).score(params, setup.validation, ten_views=ten_views, what="test")
+        found = setup.evaluator.score(params, setup.validation, ten_views=ten_views, what="test")
         return setup, params, found
 
     return score

@@ -1,4 +1,4 @@
-"""Signals: a run that was asked to stop goes on as if nobody had, whatever it was doing."""
+"""Signals: a run that was stopped, whatever it was doing, resumes without a difference."""
 
 import json
 import os
@@ -59,16 +59,15 @@ def whole(records, tmp_path_factory):
 
 
 def stop_during_step(monkeypatch, number):
-    """A signal comes while step `number` of this process is computed."""
-    progress, made = train.Run._after_step, [0]
+    """A signal comes while step `number` is computed."""
+    log_step = train.log_step
 
-    def after_step(self, batch, hyperparams):
-        made[0] += 1
-        if made[0] == number:
+    def interrupted(tools, run, *rest):
+        if run.step == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        progress(self, batch, hyperparams)
+        log_step(tools, run, *rest)
 
-    monkeypatch.setattr(train.Run, "_after_step", after_step)
+    monkeypatch.setattr(train, "log_step", interrupted)
 
 
 @pytest.mark.parametrize("number", [1, 5, 8, 16])
@@ -164,7 +163,7 @@ def test_the_process_saves_and_ends_with_a_status_that_says_why(records, tmp_pat
         process.send_signal(number)
         said, error = process.communicate(timeout=60)
     assert process.returncode == status, error
-    assert "goes on from the newest checkpoint" in error.splitlines()[-1]
+    assert "resumes from the newest checkpoint" in error.splitlines()[-1]
     assert "Traceback" not in error
     with pytest.raises(ProcessLookupError):  # of what it has started nothing is left
         os.killpg(process.pid, 0)
@@ -216,7 +215,7 @@ def test_a_workdir_is_held_by_one(records, tmp_path):
         pass
 
 
-def test_a_tally_in_parts_and_through_json_is_exact():
+def test_running_scores_in_parts_and_through_json_are_exact():
     rng = np.random.default_rng(0)
     losses, ranks = rng.random(1000).astype(np.float32), rng.integers(0, 9, 1000)
     whole, parts = RunningScores(), RunningScores()

@@ -1,7 +1,9 @@
 """The loop: restarts change nothing, metrics say what happened, failures stop with a clear line."""
 
+import dataclasses
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.sharding import put_batch
-from alexnet_jax.train import fit
+from alexnet_jax.train import fit, placed_batches
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state, restore_state
 from alexnet_jax.training.step import make_step, put_hyperparams
@@ -104,14 +106,11 @@ def test_a_checkpoint_opens_on_other_devices_in_other_precision_with_other_threa
 
 def state_and_next_batch(c: config.Config, folder: Path):
     setup = make_setup(c)
-    rows = [(0, c.batch)]
-    batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        state = jax.device_get(restore_state(setup, checkpoints, batches).state)
-    assert batches.get_state() == {"next_step": 12}
-    batch = next(batches)
-    batches.close()
-    return state, batch
+        step, state, _ = restore_state(setup, checkpoints)
+    longer = dataclasses.replace(setup, plan=dataclasses.replace(setup.plan, last=step + 1))
+    with closing(placed_batches(longer, step)) as batches:
+        return jax.device_get((state, next(batches)))
 
 
 def test_the_lines_of_metrics(whole):
@@ -294,8 +293,10 @@ def test_the_masks_of_two_steps_differ(records):
     batches = train_batches(setup.train, setup.config.data, batch=32, seed=0, rows=[(0, 32)])
     batch = put_batch(setup.network.mesh, next(batches), 32)
     batches.close()
-    hyperparams = put_hyperparams(setup, optim.Hyperparams(0.0, {}, True))
-    step, state, losses = make_step(setup), init_state(setup), []
+    c = setup.config
+    hyperparams = put_hyperparams(setup.network, c.optim, optim.Hyperparams(0.0, {}, True))
+    step = make_step(setup.network, c.optim, c.data, batch=32, seed=0)
+    state, losses = init_state(setup), []
     for _ in range(2):
         state, (loss, _) = step(state, setup.normalization, batch, hyperparams)
         losses.append(np.asarray(loss))

@@ -71,10 +71,12 @@ class Step:
         mesh = self.setup.network.mesh
         with closing(batches_of(self.setup)) as batches:
             self.batch = put_batch(mesh, next(batches), c.batch)
-        self.hyperparams = put_hyperparams(self.setup, optim.make_policy(c.policy).hyperparams(0))
+        hyperparams = optim.make_policy(c.policy).hyperparams(0)
+        self.hyperparams = put_hyperparams(self.setup.network, c.optim, hyperparams)
         self.state = init_state(self.setup)
         arguments = self.state, self.setup.normalization, self.batch, self.hyperparams
-        self.compiled = make_step(self.setup).lower(*arguments).compile()
+        step = make_step(self.setup.network, c.optim, c.data, batch=c.batch, seed=c.seed)
+        self.compiled = step.lower(*arguments).compile()
 
     def on(self, batch: Any) -> Any:
         """One step; its outcome, which may not be there yet."""

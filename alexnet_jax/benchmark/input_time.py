@@ -99,7 +99,7 @@ def measure_train(bench: Bench) -> list[Row]:
         with closing(batches_of(step.setup)) as batches:
             works = {"one batch again": step.run, "from records": _real(step, batches)}
             times = alternate(works, bench.repeats, seconds=3.0)
-            stall = _stall(step, batches, bench.folder, times["one batch again"].median)
+            stall = _stall(step, bench.folder, times["one batch again"].median)
         again, real = (times[name].median for name in works)
         row = case(c) | {"format": c.data.format}
         row |= {"one batch again, images/s": c.batch / again, "from records": c.batch / real}
@@ -118,7 +118,7 @@ def _real(step: Step, batches: Any) -> Work:
     return run
 
 
-def _stall(step: Step, batches: Any, folder: Path, seconds: float) -> Row:
+def _stall(step: Step, folder: Path, seconds: float) -> Row:
     """How long a checkpoint holds up the loop, and how much slower steps are until it is written.
 
     The stall is the time during which no step is under way, as a share of the time until the end of
@@ -126,10 +126,10 @@ def _stall(step: Step, batches: Any, folder: Path, seconds: float) -> Row:
     """
     meta = {"records": step.setup.records.manifest.hash, "policy": {}}
     with Checkpoints(folder / f"{step.setup.config.batch}" / workdir.CHECKPOINTS) as checkpoints:
-        checkpoints.save(1, step.state, batches, meta, {})  # the first makes Orbax' threads
+        checkpoints.save(1, step.state, meta, {})  # the first makes Orbax' threads
         checkpoints.wait()
         start = time.perf_counter()
-        checkpoints.save(2, step.state, batches, meta, {})
+        checkpoints.save(2, step.state, meta, {})
         held, steps = time.perf_counter() - start, 0
         while checkpoints.writing():
             step.run(1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
-from alexnet_jax.model.layers import DropoutKey
+from alexnet_jax.model.ops import DropoutKey
 from alexnet_jax.model.towers import DATA, TOWER
 from alexnet_jax.training.step import training_input
 
@@ -23,7 +23,8 @@ def measure(bench: Bench) -> list[Row]:
 
 def _rows(step: Step, repeats: int) -> list[Row]:
     setup, c, works = step.setup, step.setup.config, dict[str, Work]()
-    images = training_input(setup, setup.normalization, step.batch, step.hyperparams)
+    lighting = step.hyperparams.lighting
+    images = training_input(c.data, setup.normalization, step.batch, lighting)
     for layer in c.model.names:
         works[f"{layer} once"] = _up_to(step, images, layer, backward=False)
         works[f"{layer} both"] = _up_to(step, images, layer, backward=True)

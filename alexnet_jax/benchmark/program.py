@@ -72,9 +72,10 @@ def compiled_step(setup: Setup) -> Any:
         name: jax.ShapeDtypeStruct((c.batch, *part.shape[1:]), part.dtype, sharding=rows)
         for name, part in one.items()
     }
-    hyperparams = put_hyperparams(setup, optim.make_policy(c.policy).hyperparams(0))
+    hyperparams = put_hyperparams(network, c.optim, optim.make_policy(c.policy).hyperparams(0))
     state = state_shapes(network, c.optim)
-    return make_step(setup).lower(state, setup.normalization, batch, hyperparams).compile()
+    step = make_step(network, c.optim, c.data, batch=c.batch, seed=c.seed)
+    return step.lower(state, setup.normalization, batch, hyperparams).compile()
 
 
 def measure_memory(bench: Bench) -> list[Row]:

@@ -71,7 +71,8 @@ def _peers(step: Step) -> dict[str, Work]:
     They are given the images as the network sees them, and so are spared their preparation.
     """
     setup = step.setup
-    prepared = training_input(setup, setup.normalization, step.batch, step.hyperparams)
+    data, lighting = setup.config.data, step.hyperparams.lighting
+    prepared = training_input(data, setup.normalization, step.batch, lighting)
     images, labels = jax.device_get((prepared, step.batch["label"]))
     params = jax.device_get(step.state["params"])
     works = peers("torch_step").steps(setup.config, params, images, labels)

@@ -10,7 +10,6 @@ from alexnet_jax.data.records import Split
 from alexnet_jax.figures.neighbours import nearest
 from alexnet_jax.figures.sheet import new_figure, the_only
 from alexnet_jax.training import trained
-from alexnet_jax.training.scores import Evaluator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +96,7 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
     net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
     images = _read_some(split, 8)
-    log = Evaluator(net.setup).log_probs_of(net.params, images, ten_views=True)
+    log = net.setup.evaluator.log_probs_of(net.params, images, ten_views=True)
     truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
     return draw_guesses(best_guesses(images, np.exp(log), classes, truths))
 

@@ -43,7 +43,15 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
     placed = put_batch(setup.network.mesh, {"image": images}, len(images))
     asked = np.asarray(vectors(params, setup.normalization, placed["image"]), np.float64)
     best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
-    for batch, number in device_batches(setup, split, "looking for the nearest"):
+    c = setup.config
+    batches = device_batches(
+        setup.network.mesh,
+        split,
+        c.evaluate.batch,
+        threads=c.data.threads,
+        what="looking for the nearest",
+    )
+    for batch, number in batches:
         found = np.asarray(
             vectors(params, setup.normalization, batch["image"])[:number], np.float64
         )

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run on disk, by Orbax; the one module that knows it."""
+"""Checkpoints: the state of a run on disk. The only module that uses Orbax."""
 
 import errno
 import json
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -15,42 +15,45 @@ import jax
 import orbax.checkpoint as ocp
 
 from alexnet_jax.runtime import distributed
-from alexnet_jax.runtime.checksum import array_checksums, seal
+from alexnet_jax.runtime.checksum import array_checksums, json_checksum
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import say
 
-ERROR = "val/top1_error"  # by which the best checkpoint is chosen
+ERROR = "val/top1_error"  # the best checkpoint has the lowest
 CHANGED = "its contents are not what was saved"
+Check = Callable[[dict[str, Any]], None]
+
+# Orbax logs every stage of a save by absl. Its errors it raises as well, so nothing is lost.
+_ORBAX = os.path.dirname(ocp.__file__)
+logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(_ORBAX))
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held."""
+    """The contents of a checkpoint."""
 
-    step: int
-    state: Any  # arrays as `Checkpoints.restore` was asked to place them
+    step: int  # training steps done
+    state: Any  # arrays, on the devices that `Checkpoints.restore` was given
     meta: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: the newest two and the best are kept; saving is asynchronous.
+    """The checkpoints of a workdir. The newest two and the best are kept.
 
-    An interrupted save leaves nothing that counts as a checkpoint. When one that was damaged on
-    disk gives way to the one before, it is put aside as ``damaged-STEP``.
+    Saving is asynchronous. An interrupted save leaves nothing that counts as a checkpoint. A
+    damaged checkpoint is renamed to ``damaged-STEP``, and the one before it is used.
 
-    Several processes must call everything here alike; the folder is one that they share.
+    Several processes must make the same calls; they share the folder.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """Opens the folder, which the first save makes. Reading only changes nothing in it."""
-        # Orbax tells every stage of a save; what goes wrong it raises, too.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        """Opens the folder; the first save makes it. With `read_only` nothing in it changes."""
         self.folder, self._read_only = folder.absolute(), read_only
         policies = ocp.checkpoint_managers
         best = policies.BestN(
             get_metric_fn=_score, n=1, reverse=False, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
-            save_decision_policy=policies.FixedIntervalPolicy(1),  # train decides
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # train.py decides
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             best_fn=_score,
             best_mode="max",
@@ -58,7 +61,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        # Orbax would not open the folder.
+        # Orbax cannot open a folder with damaged scores in it.
         bad = distributed.on_main_process(lambda: _with_bad_scores(self.folder, read_only))
         _put_aside(self.folder, bad)
         self._manager = _Manager(self.folder, options=options, item_handlers=_handlers())
@@ -73,48 +76,41 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(
-        self, step: int, state: Any, data: Any, meta: dict[str, Any], scores: Mapping[str, float]
+        self, step: int, state: Any, meta: dict[str, Any], scores: Mapping[str, float]
     ) -> None:
-        """Begins to save; returns when `state` has been copied and may change.
+        """Begins to save. When it returns, `state` has been copied and may change.
 
         A checkpoint of the same step is replaced.
 
         Args:
-          step: training steps done.
+          step: training steps done. The batch of the next step has this number.
           state: a tree of arrays.
-          data: the iterator over training batches; its position is saved. It is the same in all
-            processes, and so fits another number of them.
-          meta: what else belongs to the run, as JSON.
-          scores: 'val/top1_error' if it was measured at this step; else empty.
+          meta: what else belongs to the run; values of JSON.
+          scores: metrics of the step. With 'val/top1_error' in them, it can become the best.
 
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
         """
-        sealed = {"meta": meta, "data": data.get_state(), "state": array_checksums(state)}
+        sealed = {"meta": meta, "data": {"next_step": step}, "state": array_checksums(state)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            meta=ocp.args.JsonSave(sealed | {"seal": seal(sealed)}),
+            meta=ocp.args.JsonSave(sealed | {"seal": json_checksum(sealed)}),
         )
-        with self._writes():
+        with self._write_errors():
             self._check_space(state)
             if step in self.steps():
                 self._manager.delete(step)
             self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
 
     def restore(
-        self,
-        state: Any,
-        data: Any,
-        check: Callable[[dict[str, Any]], None],
-        step: int | None = None,
+        self, state: Any, check: Check = lambda meta: None, step: int | None = None
     ) -> Restored | None:
-        """The newest intact checkpoint, or the one of `step`; None when there is none.
+        """The newest intact checkpoint, or that of `step`; None if there is none.
 
         Args:
-          state: a tree of ShapeDtypeStructs with shardings: how to place the arrays. They may be
-            other devices than those that saved.
-          data: the iterator to set to the saved position, or None.
-          check: gets the meta; raises UserError if the checkpoint does not fit the run.
+          state: a tree of ShapeDtypeStructs with shardings: where to put the arrays. The devices
+            may differ from those that saved them.
+          check: is given the meta; raises UserError if the checkpoint does not fit the run.
           step: which; None for the newest.
 
         Raises:
@@ -126,7 +122,7 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
         wanted, damaged = steps if step is None else [step], list[int]()
         for candidate in reversed(wanted):
-            restored = self._read(candidate, state, data, check)
+            restored = self._read(candidate, state, check)
             if restored is not None:
                 if damaged and not self._read_only:
                     _put_aside(self.folder, damaged)
@@ -139,28 +135,34 @@ class Checkpoints:
         return None
 
     def writing(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is still being written."""
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Returns when the save under way, if any, is complete.
-
-        Raises:
-          UserError: it cannot be written.
-        """
-        with self._writes():
+        """Returns when the newest save is complete. Raises UserError if it cannot be written."""
+        with self._write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for a save under way, and closes. Raises UserError as `wait` does."""
+        """Waits for the newest save, and closes. Raises UserError as `wait` does."""
         self._reader.close()
-        with self._writes():
+        with self._write_errors():
             self._manager.close()
 
-    def _check_space(self, state: Any) -> None:
-        """Raises OSError where the disk is too full: better than to notice it when half is written.
+    def __enter__(self) -> Self:
+        return self
 
-        What is in the way of another process is not known here, so writing may still fail.
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        elif distributed.process_count() == 1:  # else Orbax might wait for a process that has died
+            with suppress(UserError):  # the first error says more
+                self.close()
+
+    def _check_space(self, state: Any) -> None:
+        """Raises OSError if the disk is too full now, and not when half of it is written.
+
+        It does not know what other programs write, so writing may still fail.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**20
         if shutil.disk_usage(self.folder).free < needed:
@@ -169,30 +171,18 @@ class Checkpoints:
             )
 
     @contextmanager
-    def _writes(self) -> Iterator[None]:
-        """Turns what Orbax raises when it cannot write into one line."""
+    def _write_errors(self) -> Iterator[None]:
+        """Makes one line of what Orbax raises when it cannot write."""
         try:
             yield
         except Exception as error:  # it raises whatever its file formats raise
             raise UserError(
-                f"a checkpoint cannot be written in {self.folder}: {_reason(error)}; those before "
-                f"it are kept; fix this, and the same command goes on from the newest"
+                f"a checkpoint cannot be written in {self.folder}: {_reason(error)}; the earlier "
+                f"ones are kept; fix this, and the same command resumes from the newest"
             ) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self.close()
-        except UserError:
-            if kind is None:  # else that exception tells more
-                raise
-
-    def _read(
-        self, step: int, state: Any, data: Any, check: Callable[[dict[str, Any]], None]
-    ) -> Restored | None:
-        """The checkpoint of `step`; None, in all processes, if any has found it damaged."""
+    def _read(self, step: int, state: Any, check: Check) -> Restored | None:
+        """The checkpoint of `step`; None, in all processes, if any process finds it damaged."""
         problem, values, found = "", dict[str, Any](), None
         try:
             values, found = self._reader.read(step, state, check)
@@ -206,16 +196,14 @@ class Checkpoints:
         if problems:
             say(f"checkpoint {step} in {self.folder} is damaged: {problems[0]}")
             return None
-        if data is not None:
-            data.set_state(values["data"])
         return Restored(step, found, values["meta"])
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax' manager, but that it leaves it to `Stop` to ask JAX whether a signal came.
+    """Orbax' manager, which does not ask JAX whether a signal came: `Stop` does.
 
-    It would ask with the number of the step. JAX goes by the newest count that it was given, and
-    answers once: if a signal came meanwhile, `Stop`, whose count is another, would never be told.
+    It would ask with the number of the step. JAX answers once, for the newest number that it was
+    given. A signal that Orbax was told of would never reach `Stop`, which counts otherwise.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -227,10 +215,10 @@ class _Manager(ocp.CheckpointManager):
 
 
 class _Reader:
-    """Reads checkpoints, or this process' parts of them, without waiting for other processes.
+    """Reads checkpoints, or this process's parts of them, without waiting for other processes.
 
-    Orbax' own way ends with all processes waiting for each other, and would wait long for one that
-    has found its part damaged.
+    Orbax by itself ends a restore with a barrier, and would wait there for minutes for a process
+    that has found its part damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -243,17 +231,17 @@ class _Reader:
         )
         handlers = _handlers(multiprocessing_options=alone)
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-        self._folder = folder
         self.reload, self.close = self._manager.reload, self._manager.close
 
-    def read(
-        self, step: int, state: Any, check: Callable[[dict[str, Any]], None]
-    ) -> tuple[dict[str, Any], Any]:
-        """What was sealed, and the arrays as `state` places them; raises what Orbax raises."""
+    def read(self, step: int, state: Any, check: Check) -> tuple[dict[str, Any], Any]:
+        """What `save` put into `sealed`, and the arrays, placed as `state` says.
+
+        Raises:
+          UserError: `check` raised it.
+          Exception: any, if the checkpoint is damaged.
+        """
         sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
-        if "seal" not in sealed:
-            raise UserError(f"checkpoint {step} in {self._folder} is of another version")
-        if sealed.pop("seal") != seal(sealed):
+        if sealed.pop("seal") != json_checksum(sealed):
             raise ValueError(CHANGED)
         check(sealed["meta"])
         placed = ocp.checkpoint_utils.construct_restore_args(state)
@@ -272,16 +260,16 @@ def _handlers(**options: Any) -> dict[str, Any]:
     }
 
 
-# --- what is damaged ----------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------
 
 
 def _with_bad_scores(folder: Path, read_only: bool) -> list[int]:
-    """The steps of checkpoints whose scores cannot be read, if there are others to go on with.
+    """The steps of checkpoints with unreadable scores, if there are other checkpoints.
 
     Raises:
-      UserError: there are none, or the folder must not be changed.
+      UserError: there are no others, or the folder must not change.
     """
-    steps, bad = [path for path in folder.glob("*") if path.name.isdecimal()], []
+    steps, bad = [path for path in folder.glob("*") if path.name.isdecimal()], list[int]()
     for step in steps:
         scores = step / "metrics" / "metrics"
         try:
@@ -302,14 +290,14 @@ def _all_damaged(folder: Path, steps: list[int]) -> UserError:
 
 
 def _put_aside(folder: Path, steps: list[int]) -> None:
-    """Renames damaged checkpoints: their steps can be saved again, and nothing is lost."""
+    """Renames damaged checkpoints: nothing is deleted, and their steps can be saved again."""
 
     def rename() -> None:
         for step in steps:
-            aside, tried = folder.with_name(f"damaged-{step}"), 0
+            aside, copies = folder.with_name(f"damaged-{step}"), 0
             while aside.exists():
-                tried += 1
-                aside = folder.with_name(f"damaged-{step}.{tried}")
+                copies += 1
+                aside = folder.with_name(f"damaged-{step}.{copies}")
             os.replace(folder / f"{step:08d}", aside)
             say(f"checkpoint {step} is put aside as {aside}")
 
@@ -317,7 +305,7 @@ def _put_aside(folder: Path, steps: list[int]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words for a failed write, if it was one; else the error's first line."""
+    """The operating system's words for a failed write, if it was one; else the first line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

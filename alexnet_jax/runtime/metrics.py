@@ -1,4 +1,4 @@
-"""What a run leaves to read: JSON lines, TensorBoard events, and where its time went."""
+"""The metrics of a run: JSON lines, TensorBoard events, and where its time goes."""
 
 import json
 import math
@@ -17,8 +17,8 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard events in a workdir, with the same names and steps.
 
-    Opened at the step from which a run goes on, it drops what an interrupted run wrote after that
-    step, so that no line is doubled.
+    Opened at the step from which a run resumes, it drops the lines after that step, which the run
+    will write again.
 
     Attributes:
       path: of the JSON lines.
@@ -32,13 +32,13 @@ class MetricsLog:
 
         self.path = workdir / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        with self._writes():
+        with self._write_errors():
             written = self.path.with_suffix(".tmp")
             written.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(written, self.path)
             self._file = self.path.open("ab", buffering=0)
             self._events = EventsWriter(str(workdir / "events"))
-            # TensorBoard is to forget what an interrupted run wrote from this step on.
+            # Tells TensorBoard to drop what an interrupted run wrote after this step.
             self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
@@ -50,7 +50,7 @@ class MetricsLog:
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "epoch": round(epoch, 6), **known}
         left = (json.dumps(line, allow_nan=False) + "\n").encode()
-        with self._writes():
+        with self._write_errors():
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
@@ -61,7 +61,7 @@ class MetricsLog:
     def close(self) -> None:
         """Closes both files."""
         self._file.close()
-        with suppress(OSError):  # what could not be written has been told
+        with suppress(OSError):  # `write` has raised it
             self._events.close()
 
     def _add_event(self, step: int, **what: Any) -> None:
@@ -70,13 +70,13 @@ class MetricsLog:
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     @contextmanager
-    def _writes(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be written: {error.strerror}; fix this, and the same "
-                f"command goes on from the newest checkpoint"
+                f"command resumes from the newest checkpoint"
             ) from error
 
 
@@ -100,44 +100,38 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 class Clock:
-    """Where a run's time goes: learning, and apart from it evaluation, checkpoints, compiling."""
+    """Where the time of a run goes: training, and apart from it evaluation, checkpoints, ..."""
 
-    def __init__(self, images_a_step: int) -> None:
-        self._images = images_a_step
-        self._apart: dict[str, float] = {}
-        self._since = time.monotonic()
-        self._steps = 0
-        self._seconds_a_step = 0.0
-        self._evaluation = 0.0  # seconds of the last one
+    def __init__(self, images_per_step: int, step: int) -> None:
+        """Starts at a run's `step`."""
+        self._images, self._step = images_per_step, step
+        self._since, self._apart = time.monotonic(), dict[str, float]()
+        self._step_seconds = self._evaluation_seconds = 0.0  # of the newest ones
 
     @contextmanager
     def apart(self, what: str) -> Iterator[None]:
-        """Counts the time inside as `what`; 'input' is time waited for batches."""
+        """Counts the time inside as `what`. 'input' is the time that training waits for batches."""
         start = time.monotonic()
         yield
         self._apart[what] = self._apart.get(what, 0.0) + time.monotonic() - start
 
-    def count_step(self) -> None:
-        """Counts one step."""
-        self._steps += 1
+    def read(self, step: int, steps_left: int, evaluations_left: int) -> dict[str, float]:
+        """Metrics since the last call, and the time left at this speed; `step` is done.
 
-    def read(self, steps_left: int, evaluations_left: int) -> dict[str, float]:
-        """Metrics since the last call, and the time left at this speed; starts again at zero.
-
-        'time/images_per_s' is over all devices; the time spent waiting for input is part of it and
-        given as a share of it. Other times are in seconds.
+        'time/images_per_s' is over all devices. It includes the time that training waits for
+        batches; 'time/input_wait' is the share of this time. Other times are in seconds.
         """
-        now = time.monotonic()
+        now, steps = time.monotonic(), step - self._step
         waiting = self._apart.pop("input", 0.0)
-        learning = now - self._since - sum(self._apart.values())
+        training = now - self._since - sum(self._apart.values())
         values = {f"time/{what}_s": seconds for what, seconds in self._apart.items()}
-        if self._steps:
-            self._seconds_a_step = learning / self._steps
-            values["time/images_per_s"] = self._images / self._seconds_a_step
-            values["time/input_wait"] = waiting / learning
-        if self._seconds_a_step:
-            self._evaluation = self._apart.get("evaluate", self._evaluation)
-            learning, scoring = steps_left * self._seconds_a_step, self._evaluation
-            values["time/left_s"] = learning + evaluations_left * scoring
-        self._apart, self._since, self._steps = {}, now, 0
+        if steps:
+            self._step_seconds = training / steps
+            values["time/images_per_s"] = self._images / self._step_seconds
+            values["time/input_wait"] = waiting / training
+        if self._step_seconds:
+            self._evaluation_seconds = self._apart.get("evaluate", self._evaluation_seconds)
+            left = steps_left * self._step_seconds + evaluations_left * self._evaluation_seconds
+            values["time/left_s"] = left
+        self._apart, self._since, self._step = {}, now, step
         return {name: round(value, 6) for name, value in values.items()}

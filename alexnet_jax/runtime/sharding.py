@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -90,9 +89,16 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], rows: int) -> dict[st
 
 def fetch(tree: Any) -> Any:
     """A tree of arrays on the mesh as numpy arrays: whole, and in every process."""
+    return jax.device_get(gather(tree))
 
-    def whole(array: jax.Array) -> Any:
-        here = array.is_fully_addressable or array.is_fully_replicated
-        return array if here else multihost_utils.process_allgather(array, tiled=True)
 
-    return jax.device_get(jax.tree.map(whole, tree))
+def gather(tree: Any) -> Any:
+    """A tree of arrays on the mesh, each whole in every process. Does not wait for the devices."""
+
+    def whole(array: jax.Array) -> jax.Array:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        assert isinstance(array.sharding, NamedSharding)
+        return jax.device_put(array, NamedSharding(array.sharding.mesh, P()))
+
+    return jax.tree.map(whole, tree)

@@ -1,10 +1,10 @@
-"""How a signal ends a run: politely the first time, at once the second time."""
+"""Signals: the first one asks the run to save and stop, a second one ends it at once."""
 
 import os
 import signal
 import threading
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from alexnet_jax.runtime import distributed
 
@@ -13,7 +13,7 @@ INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended the work. `status` is the exit status that says so."""
+    """A signal has ended the work. `status` is the exit status that tells it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -21,46 +21,40 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """While it is entered, SIGTERM and SIGINT are taken note of; a second one kills the process.
+    """A context that remembers SIGTERM and SIGINT; a second signal ends the process at once.
 
-    Where several processes share a run, SIGTERM is JAX's, which settles with the others where to
-    stop, and takes no notice of a second one.
+    With several processes JAX catches SIGTERM, so that all agree on the step at which they stop. A
+    second SIGTERM is ignored then.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None
         self._agreed = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only there signals arrive
-            ours = (
-                (signal.SIGINT,)
-                if distributed.process_count() > 1
-                else (signal.SIGINT, signal.SIGTERM)
-            )
-            self._before = {one: signal.signal(one, self._notice) for one in ours}
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers there only
+            numbers = [signal.SIGINT]
+            if distributed.process_count() == 1:
+                numbers.append(signal.SIGTERM)
+            self._before = {number: signal.signal(number, self._notice) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)  # type: ignore[arg-type]
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Whether a signal came; several processes must all ask alike, and get one answer."""
+        """Whether a signal came. Several processes must ask equally often; they get one answer."""
         if distributed.process_count() == 1:
             return self._signal is not None
         self._agreed = self._agreed or distributed.asked_to_stop()
         return self._agreed
 
     def check(self) -> None:
-        """Raises Stopped if a signal came; several processes must all call it alike."""
+        """Raises Stopped if a signal came. Several processes must call it equally often."""
         if self.asked():
-            raise self.stopped()
-
-    def stopped(self) -> Stopped:
-        """What says that the signal has ended the work."""
-        return Stopped(self._signal or signal.SIGTERM)
+            raise Stopped(self._signal or signal.SIGTERM)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -68,4 +62,4 @@ class Stop:
             os._exit(128 + number)
         self._signal = number
         if distributed.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # so that JAX tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others

@@ -1,10 +1,9 @@
-"""A workdir and whose it is: it holds one config's run, in files with fixed names."""
+"""The workdir of a run: files with fixed names, and a lock that only one run can hold."""
 
 import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,11 +18,10 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 STARTS = "starts.jsonl"
 LOCK = "lock"
-PATIENCE = 10  # seconds that a new file may take to be seen on another machine
 
 
 def claim(workdir: Path, c: config.Config) -> None:
-    """Makes `workdir` the config's, or goes on with it if it is; writes its `config.json`.
+    """Writes `config.json` in a new workdir, or in one that holds a run of this config.
 
     Keys that change no result (devices, epochs, logging ...) may differ from those before.
 
@@ -32,30 +30,30 @@ def claim(workdir: Path, c: config.Config) -> None:
     """
     if (workdir / CONFIG).exists():
         check(workdir, c)
-    try:
+    with _write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         written = workdir / f"{CONFIG}.tmp"
         written.write_text(json.dumps(config.as_dict(c), indent=2) + "\n")
         os.replace(written, workdir / CONFIG)
-    except OSError as error:
-        raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
 
 
 @contextmanager
 def hold(workdir: Path, c: config.Config) -> Iterator[None]:
-    """Claims `workdir`, and holds it: meanwhile no other run can. A process' end lets it go.
+    """Claims and locks `workdir`: no other run can until this one leaves or its process ends.
 
-    The first process does so for all of a run; the others must see the same folder.
+    The main process does so for all processes of a run; they must share the folder.
 
     Raises:
-      UserError: another process holds it; or a process of this run does not see it; or see `claim`.
+      UserError: another process holds it; or a process of this run has another disk; or see
+        `claim`.
     """
     with ExitStack() as stack:
         holder = distributed.on_main_process(lambda: stack.enter_context(_lock(workdir, c)))
-        seen = distributed.gather_text(
-            "" if _is_held_by(workdir, holder) else distributed.process_name()
-        )
-        blind = [name for name in seen if name]
+        seen = ""
+        with suppress(OSError):
+            seen = (workdir / LOCK).read_text().strip()
+        others = distributed.gather_text("" if seen == holder else distributed.process_name())
+        blind = [name for name in others if name]
         if blind:
             raise UserError(
                 f"{blind[0]} does not see what process 0 wrote into {workdir}; give a --workdir "
@@ -66,13 +64,11 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
 
 @contextmanager
 def _lock(workdir: Path, c: config.Config) -> Iterator[str]:
-    """Claims and holds it; gives who does."""
+    """Yields the text in the lock file, which says who holds it."""
     holder = f"process {os.getpid()} on {socket.gethostname()}"
-    try:
+    with _write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,19 +81,17 @@ def _lock(workdir: Path, c: config.Config) -> Iterator[str]:
         file.truncate(0)
         file.write(f"{holder}\n")
         file.flush()
-        os.fsync(file.fileno())  # for those who see it over a network
+        os.fsync(file.fileno())  # for processes that see it over a network
         claim(workdir, c)
         yield holder
 
 
-def _is_held_by(workdir: Path, holder: str) -> bool:
-    """Whether its lock says so, if not at once then soon: network disks take their time."""
-    for _ in range(PATIENCE):
-        with suppress(OSError):
-            if (workdir / LOCK).read_text().strip() == holder:
-                return True
-        time.sleep(1)
-    return False
+@contextmanager
+def _write_errors(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write in the workdir {workdir}: {error.strerror}") from None
 
 
 def check(workdir: Path, c: config.Config) -> None:
@@ -114,7 +108,7 @@ def read_config(workdir: Path) -> config.Config:
     """The config of the run in `workdir`.
 
     Raises:
-      UserError: it holds none, or one that this version does not know.
+      UserError: there is none, or this version cannot read it.
     """
     values = _read(workdir)
     try:
@@ -124,12 +118,12 @@ def read_config(workdir: Path) -> config.Config:
 
 
 def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, str | int]) -> None:
-    """Adds a line to `starts.jsonl`: a process goes on from `step`.
+    """Adds a line to `starts.jsonl`: a command starts or resumes the run.
 
     Args:
       workdir: the run's.
-      step: training steps done.
-      records: the hash of the records that it learns from.
+      step: training steps done before.
+      records: the hash of the records that it trains on.
       machine: see `host.describe`.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -139,7 +133,7 @@ def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, s
 
 
 class Start(NamedTuple):
-    """A process that went on with a run: see `record_start` and `host.describe`."""
+    """A line of `starts.jsonl`: see `record_start` and `host.describe`."""
 
     step: int
     records: str
@@ -161,7 +155,7 @@ def read_starts(workdir: Path) -> list[Start]:
         found = [json.loads(line) for line in lines if line.endswith("\n")]
         return [Start(*(line[field] for field in Start._fields)) for line in found]
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged; remove it: it only tells of machines") from None
+        raise UserError(f"{path} is damaged; remove it: no result depends on it") from None
 
 
 def _read(workdir: Path) -> dict[str, object]:
@@ -176,4 +170,4 @@ def _read(workdir: Path) -> dict[str, object]:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a config; restore it or remove the workdir")
-    return config.ADDED | values
+    return values

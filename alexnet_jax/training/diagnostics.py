@@ -1,4 +1,4 @@
-"""Whether a network learns: each layer's weights and dead units, and the loss that stands still."""
+"""Whether a network learns: weights, updates and dead units of each layer; a loss that is stuck."""
 
 import math
 from typing import Any
@@ -6,26 +6,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from alexnet_jax import config, optim
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA, TOWER
+from alexnet_jax.optim import Params
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import fetch
+from alexnet_jax.training.state import State
 
 
 class LayerDiagnostics:
     """The size of each layer's weights and updates, and its share of dead units.
 
-    A unit (a feature map, or a neuron) is dead if it gave nothing above 0 for any image of a
-    batch, at any place; the share is left out where the activation is not the ReLU.
+    A unit (a feature map or a neuron) is dead if its output is above 0 for no image of a batch, at
+    no place. The share is left out where the activation is not the ReLU.
     """
 
-    def __init__(self, network: ShardedModel, c: config.Config) -> None:
-        hidden = c.model.names[:-1]
-        self._counts_dead = c.model.activation == "relu"
+    def __init__(self, network: ShardedModel, c: config.AlexNet | config.Cifar) -> None:
+        hidden = c.names[:-1]
+        self._counts_dead = c.activation == "relu"
 
-        def highest(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+        def highest(params: Params, images: jax.Array) -> dict[str, jax.Array]:
             """The highest output of each unit for each image: {'conv1': [b, maps here], ...}."""
             outputs = network.bind(params).outputs(images)
             return {
@@ -38,16 +41,17 @@ class LayerDiagnostics:
             lambda params, v, images: (_sizes(params, v), tops(params, images))
         )
 
-    def read(self, params: Any, optimizer: Any, images: jax.Array) -> dict[str, float]:
-        """Metrics for each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|)
-        and 'dead/conv1' (share of dead units).
+    def measure(self, state: State, images: Float[Array, "b crop crop 3"]) -> Any:
+        """Begins to measure, and does not wait; `read` makes metrics of the result.
 
-        Args:
-          params: the parameters.
-          optimizer: the state of `optim.update_rule`.
-          images: float32 [b, crop, crop, 3], a training batch as the network sees it.
+        `images` is a training batch as the network sees it.
         """
-        measured = self._measure(params, optim.velocity(optimizer), images)
+        return self._measure(state["params"], optim.velocity(state["optimizer"]), images)
+
+    def read(self, measured: Any) -> dict[str, float]:
+        """Metrics of each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|)
+        and 'dead/conv1' (share of dead units).
+        """
         sizes, tops = fetch(measured)
         values = {}
         for layer, (weight, update) in sizes.items():
@@ -60,7 +64,7 @@ class LayerDiagnostics:
         return values
 
 
-def _sizes(params: Any, velocity: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+def _sizes(params: Params, velocity: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Mean |w| and mean |v| of each layer's kernel."""
     return {
         layer: (jnp.abs(params[layer]["kernel"]).mean(), jnp.abs(velocity[layer]["kernel"]).mean())
@@ -69,9 +73,10 @@ def _sizes(params: Any, velocity: Any) -> dict[str, tuple[jax.Array, jax.Array]]
 
 
 def label_entropy(labels: np.ndarray) -> float:
-    """The entropy of the classes' frequencies, in nats: the loss of who knows nothing else.
+    """The entropy of the class frequencies, in nats.
 
-    ln(1000) = 6.908 for ImageNet's 1000 (nearly) balanced classes.
+    It is the loss of a model that knows these frequencies and nothing of the images: ln(1000) =
+    6.908 for the 1000 (nearly) balanced classes of ImageNet.
     """
     shares = np.bincount(labels) / len(labels)
     shares = shares[shares > 0]
@@ -79,16 +84,17 @@ def label_entropy(labels: np.ndarray) -> float:
 
 
 class StuckLoss:
-    """Notices a loss that has stood at the entropy of the training labels for `patience` steps."""
+    """Notices that the loss has been at the entropy of the training labels for `patience` steps."""
 
     def __init__(self, entropy: float, patience: int) -> None:
+        """A `patience` of 0 switches it off."""
         self._entropy, self._patience = entropy, patience
         self._since: float | None = None
 
     def notice(self, step: int, loss: float) -> str | None:
-        """What to say after the step, once each time that it gets stuck; usually None.
+        """A warning to print after `step`, once each time that the loss gets stuck; or None.
 
-        `loss` is the mean since the last call. Within 2% of the entropy counts as standing.
+        `loss` is the mean since the last call. It counts as stuck within 2% of the entropy.
         """
         if not self._patience or abs(loss - self._entropy) > 0.02 * self._entropy:
             self._since = None
@@ -97,29 +103,29 @@ class StuckLoss:
             self._since = step
         if step - self._since < self._patience:
             return None
-        self._since = math.inf  # said; until it moves again
+        self._since = math.inf  # no second warning until the loss has moved
         return (
-            f"step {step}: for {self._patience} steps the loss has stood at {self._entropy:.3f}, "
-            f"the entropy of the training labels: the network knows their frequencies and nothing "
-            f"of the images. Try larger initial weights (--config.model.std.conv3=0.03, conv4 "
-            f"and conv5 likewise) or configs/alexnet_2012.py."
+            f"step {step}: for {self._patience} steps the loss has been {self._entropy:.3f}, the "
+            f"entropy of the training labels: the network has learned the class frequencies and "
+            f"nothing of the images. Try larger initial weights (--config.model.std.conv3=0.03, "
+            f"conv4 and conv5 likewise) or configs/alexnet_2012.py."
         )
 
 
 def check_loss(step: int, loss: float, saved: int | None) -> None:
-    """Raises UserError, naming the last checkpoint, if the loss is infinite or not a number."""
+    """Raises UserError, naming the last checkpoint, if the loss is infinite or NaN."""
     if not math.isfinite(loss):
         raise _not_finite(step, f"the loss is {loss}", saved)
 
 
-def check_weights(step: int, params: Any, saved: int | None) -> None:
-    """Raises UserError, naming the last checkpoint, if a weight is infinite or not a number."""
+def check_weights(step: int, params: Params, saved: int | None) -> None:
+    """Raises UserError, naming the last checkpoint, if a weight is infinite or NaN."""
     if not _all_finite(params):
         raise _not_finite(step, "weights are not finite", saved)
 
 
 @jax.jit
-def _all_finite(params: Any) -> jax.Array:
+def _all_finite(params: Params) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 

@@ -1,26 +1,34 @@
-"""Error rates over a whole split: the centre crop, or ten views with averaged softmax (§4.1)."""
+"""Error rates over a whole split: of the centre crop, or of ten views of each image (§4.1)."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
+from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import eval_batches, eval_steps
 from alexnet_jax.data.records import Split
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA
+from alexnet_jax.optim import Params
 from alexnet_jax.runtime.sharding import check_batch, fetch, local_rows, put_batch
 from alexnet_jax.runtime.terminal import progress_bar
-from alexnet_jax.training.setup import Setup
+
+IN_FLIGHT = 2  # batches or steps that the devices have begun: enough to keep them busy
 
 
 class Scores(NamedTuple):
-    """Of a split. Errors are shares of all its images, in [0, 1]; loss is the mean, in nats."""
+    """Of a split. Errors are shares of all its images, in [0, 1]; the loss is the mean, in nats."""
 
     loss: float
     top1_error: float
@@ -40,120 +48,121 @@ class Scores(NamedTuple):
         )
 
 
-Check = Callable[[], None]
-"""Raises something when the work is to be left."""
+class ImageScores(NamedTuple):
+    """Of each image of a batch."""
 
-
-def _no_check() -> None:
-    pass
+    losses: jax.Array  # float32 [b], in nats
+    ranks: jax.Array  # int32 [b], see `label_ranks`
 
 
 class Evaluator:
-    """Scores splits; each way of looking is compiled once.
+    """Scores splits. Each of the two ways is compiled once, when it is first used.
 
-    With one view the network runs once on the centre crop. With ten, the softmax outputs for the
-    four corners, the centre, and their mirror images are averaged, as in §4.1.
+    With one view, the network sees the centre crop. With ten, the softmax outputs for the four
+    corners, the centre and their mirror images are averaged (§4.1).
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self._one = self._compiled(self._centre)
-        self._ten = self._compiled(self._average)
+    def __init__(
+        self, network: ShardedModel, mean: jax.Array, data: config.Data, batch: int
+    ) -> None:
+        """`mean` is the mean image; `batch` the number of images in a batch over all devices."""
+        self._network, self._mean, self._data, self._batch = network, mean, data, batch
+        rows = network.spec(DATA)
+        self._look = {
+            ten_views: network.jit(
+                network.shard_map(
+                    partial(self._view_batch, ten_views), (network.specs, P(), rows), rows
+                )
+            )
+            for ten_views in (False, True)
+        }
 
     def score(
-        self, params: Any, split: Split, *, ten_views: bool, what: str, check: Check = _no_check
+        self,
+        params: Params,
+        split: Split,
+        *,
+        ten_views: bool,
+        what: str,
+        check: Callable[[], None] = lambda: None,
     ) -> Scores:
         """Scores every image of `split` once; the progress bar is called `what`.
 
-        `check` is called before each batch, and ends it by raising something.
+        The results stay on the devices until the end, and are fetched once. `check` is called
+        before each batch; an exception from it ends the evaluation.
         """
-        found = self._look(params, split, ten_views, what, keys=("loss", "rank"), check=check)
-        return mean_scores(found["loss"], found["rank"])
+        found = [scores for scores, _ in self._batches(params, split, ten_views, what, check)]
+        losses, ranks = (np.concatenate(part) for part in zip(*fetch(found), strict=True))
+        return mean_scores(losses[: len(split)], ranks[: len(split)])
 
-    def log_probs(self, params: Any, split: Split, *, ten_views: bool, what: str) -> np.ndarray:
-        """The logarithms of every class' probability for every image: float32 [n, classes]."""
-        return self._look(params, split, ten_views, what, keys=("log_probs",))["log_probs"]
+    def log_probs(
+        self, params: Params, split: Split, *, ten_views: bool, what: str
+    ) -> Float[np.ndarray, "n classes"]:
+        """The logarithms of the probabilities of all classes for every image: float32.
 
-    def log_probs_of(self, params: Any, images: np.ndarray, *, ten_views: bool) -> np.ndarray:
-        """As `log_probs`, of images that are in no split: uint8 [n, size, size, 3].
+        They may need more memory than the devices have. So each batch is fetched when it is done,
+        while the devices compute the next two.
+        """
+        batches = self._batches(params, split, ten_views, what, lambda: None)
+        return np.concatenate([fetch(log_probs) for _, log_probs in batches])[: len(split)]
+
+    def log_probs_of(
+        self, params: Params, images: np.ndarray, *, ten_views: bool
+    ) -> Float[np.ndarray, "n classes"]:
+        """As `log_probs`, for images that are in no split: uint8 [n, size, size, 3].
 
         Raises:
           UserError: the devices cannot share so many images equally.
         """
-        mesh = self.setup.network.mesh
-        check_batch(mesh, len(images), "the number of images")
-        look = self._ten if ten_views else self._one
+        check_batch(self._network.mesh, len(images), "the number of images")
         batch = {"image": images, "label": np.zeros(len(images), np.int32)}
-        placed = put_batch(mesh, batch, len(images))
-        return fetch(look(params, self.setup.normalization, placed)["log_probs"])
+        placed = put_batch(self._network.mesh, batch, len(images))
+        return fetch(self._look[ten_views](params, self._mean, placed)[1])
 
-    def _look(
-        self,
-        params: Any,
-        split: Split,
-        ten_views: bool,
-        what: str,
-        *,
-        keys: Sequence[str],
-        check: Check = _no_check,
-    ) -> dict[str, np.ndarray]:
-        """What `_compiled` finds for every image of `split`, in order; `keys` of it."""
-        look = self._ten if ten_views else self._one
-        found: list[dict[str, np.ndarray]] = []
-        with closing(device_batches(self.setup, split, what)) as batches:
-            for batch, images in batches:
+    def _batches(
+        self, params: Params, split: Split, ten_views: bool, what: str, check: Callable[[], None]
+    ) -> Iterator[tuple[ImageScores, jax.Array]]:
+        """What `_view_batch` returns for each batch of `split`, on the devices, when it is done."""
+        mesh, in_flight = self._network.mesh, deque[tuple[ImageScores, jax.Array]]()
+        batches = device_batches(mesh, split, self._batch, threads=self._data.threads, what=what)
+        with closing(batches):
+            for batch, _ in batches:
                 check()
-                outcome = look(params, self.setup.normalization, batch)
-                fetched = fetch({key: outcome[key] for key in keys})
-                found.append({key: values[:images] for key, values in fetched.items()})
-        return {key: np.concatenate([part[key] for part in found]) for key in keys}
+                in_flight.append(self._look[ten_views](params, self._mean, batch))
+                if len(in_flight) > IN_FLIGHT:
+                    yield jax.block_until_ready(in_flight.popleft())
+        yield from in_flight
 
-    def _compiled(self, log_probabilities: Callable[..., jax.Array]) -> Any:
-        """(params, normalization, batch) -> the loss, label rank and log_probs of each image."""
+    def _view_batch(
+        self, ten_views: bool, params: Params, mean: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[ImageScores, jax.Array]:
+        """The scores and the log_probs [b, classes] of a batch of `device_batches`."""
+        network, labels = self._network.bind(params), batch["label"]
 
-        def look(
-            params: Any, normalization: dict[str, jax.Array], batch: dict[str, jax.Array]
-        ) -> dict[str, jax.Array]:
-            network = self.setup.network.bind(params)
-            probs = log_probabilities(network, normalization["mean"], batch["image"])
-            own = jnp.take_along_axis(probs, batch["label"][:, None], axis=-1)[:, 0]
-            ranks = label_ranks(probs, batch["label"])
-            return {"loss": -own, "rank": ranks, "log_probs": probs}
+        def look(number: jax.Array | int) -> jax.Array:
+            view = augment.view(batch["image"], mean, self._data, number)
+            return jax.nn.log_softmax(network(view))
 
-        network = self.setup.network
-        rows = network.spec(DATA)
-        return network.jit(network.shard_map(look, (network.specs, P(), rows), rows))
-
-    def _view(self, network: Any, mean: jax.Array, images: jax.Array, number: Any) -> jax.Array:
-        images = augment.view(images, mean, self.setup.config.data, number)
-        return jax.nn.log_softmax(network(images))
-
-    def _centre(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
-        return self._view(network, mean, images, augment.CENTRE)
-
-    def _average(self, network: Any, mean: jax.Array, images: jax.Array) -> jax.Array:
-        """The logarithm of the mean of ten softmax outputs.
-
-        One view after the other: all ten at once would need ten times the memory.
-        """
-        views = jnp.arange(augment.VIEWS)
-        outputs = jax.lax.map(lambda number: self._view(network, mean, images, number), views)
-        return jax.nn.logsumexp(outputs, axis=0) - jnp.log(augment.VIEWS)
+        if ten_views:  # one after the other: all at once would need ten times the memory
+            views = jax.lax.map(look, jnp.arange(augment.VIEWS))
+            log_probs = jax.nn.logsumexp(views, axis=0) - jnp.log(augment.VIEWS)
+        else:
+            log_probs = look(augment.CENTRE)
+        own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+        return ImageScores(-own, label_ranks(log_probs, labels)), log_probs
 
 
 def device_batches(
-    setup: Setup, split: Split, what: str
+    mesh: Mesh, split: Split, batch: int, *, threads: int, what: str
 ) -> Generator[tuple[dict[str, jax.Array], int]]:
-    """Every image of `split` in order, once, under a progress bar called `what`.
+    """Every image of `split` once and in order, with a progress bar called `what`.
 
     Yields:
-      A batch of `config.evaluate.batch` on the setup's devices: 'image' uint8 [b, size, size, 3],
-      'label' int32 [b]; and how many of its rows are images: the last batch is filled up.
+      A batch of `batch` images on the mesh: 'image' uint8 [b, size, size, 3], 'label' int32 [b];
+      and how many of its rows are images of the split: the last batch is filled up.
     """
-    c, mesh = setup.config, setup.network.mesh
-    batch = c.evaluate.batch
     rows = local_rows(mesh, batch)
-    batches = eval_batches(split, batch=batch, rows=rows, threads=c.data.threads)
+    batches = eval_batches(split, batch=batch, rows=rows, threads=threads)
     total = eval_steps(len(split), batch)
     with closing(batches), progress_bar(total, what, "batches", leave=False) as bar:
         for number, one in enumerate(batches):
@@ -161,14 +170,15 @@ def device_batches(
             bar.update()
 
 
-def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes stand before the right one: int32 [b]; 0 is right, under 5 is in the top 5.
+def label_ranks(scores: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Int[Array, " b"]:
+    """The number of classes that score higher than the right one: int32 [b].
 
-    Equal scores stand in the order of their numbers. What is not a number is never right.
+    0 means that the best class is right, less than 5 that the right one is among the best five. Of
+    equal scores, that of the lower class number counts as higher. NaN is never right.
 
     Args:
-      scores: [b, classes], logits or probabilities.
-      labels: int [b].
+      scores: logits, probabilities or their logarithms.
+      labels: the right classes.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     later = jnp.arange(scores.shape[-1]) >= labels[:, None]
@@ -178,7 +188,7 @@ def label_ranks(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass
 class RunningScores:
-    """Sums over images, from which come their `Scores`; exact in a JSON file and back."""
+    """Sums over images so far, from which `Scores` follow. JSON keeps them exactly."""
 
     loss: float = 0.0
     wrong1: int = 0
@@ -186,20 +196,25 @@ class RunningScores:
     images: int = 0
 
     def add(self, losses: np.ndarray, ranks: np.ndarray) -> None:
-        """Adds images by their losses, float [n], and their labels' ranks, int [n]."""
+        """Adds images by their losses, float [n], and the ranks of their labels, int [n]."""
         self.loss += float(np.sum(losses, dtype=np.float64))
         self.wrong1 += int(np.sum(ranks >= 1))
         self.wrong5 += int(np.sum(ranks >= 5))
         self.images += len(ranks)
 
+    def add_all(self, batches: Sequence[ImageScores]) -> None:
+        """Adds the images of batches, whose scores it fetches from the devices."""
+        for losses, ranks in fetch(batches):
+            self.add(losses, ranks)
+
     def scores(self) -> Scores:
-        """The means of what was added."""
+        """The means over the images so far."""
         n = self.images
         return Scores(self.loss / n, self.wrong1 / n, self.wrong5 / n, n)
 
 
 def mean_scores(losses: np.ndarray, ranks: np.ndarray) -> Scores:
-    """The means over images of their losses, float [n], and labels' ranks, int [n]."""
+    """The scores of images by their losses, float [n], and the ranks of their labels, int [n]."""
     running = RunningScores()
     running.add(losses, ranks)
     return running.scores()

@@ -1,4 +1,4 @@
-"""What every job stands on: the records, the grid of devices and the network laid over it."""
+"""What every job begins with: the records, and the network on its devices."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +18,24 @@ from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import check_batch, make_mesh
+from alexnet_jax.training.plan import Plan, make_plan
+from alexnet_jax.training.scores import Evaluator
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One run's surroundings.
+    """What does not change during a run: its parts, each made from its own section of the config.
 
     Attributes:
       config: the run's.
-      records: the prepared images; `train` and `validation` are its splits to learn and to score.
-      network: the network, laid over the config's devices.
-      normalization: what turns images into the network's input, on every device: 'mean' float32
-        [size, size, 3] and 'components' float32 [3, 3].
+      records: the prepared images.
+      train: the records' split to train on.
+      validation: the records' split to evaluate on.
+      network: the network on the config's devices.
+      normalization: on every device: 'mean' float32 [size, size, 3], the mean image; 'components'
+        float32 [3, 3], see `augment.lighting_components`.
+      evaluator: of the network.
+      plan: when the run logs, evaluates, saves and ends.
     """
 
     config: config.Config
@@ -38,75 +44,83 @@ class Setup:
     validation: Split
     network: ShardedModel
     normalization: dict[str, jax.Array]
+    evaluator: Evaluator
+    plan: Plan
 
 
 def make_network(c: config.Config) -> ShardedModel:
-    """The config's network over the config's devices; nothing is computed yet.
+    """The config's network on the config's devices. No parameters are made yet.
 
     Raises:
-      UserError: the devices do not suffice or cannot be shared by the towers or the batches.
+      UserError: there are not enough devices, or the towers or the batches cannot share them.
     """
     mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
-    return ShardedModel(lambda rngs: _build(c, rngs), mesh)
 
+    def build(rngs: nnx.Rngs) -> AlexNet | CifarNet:
+        if isinstance(c.model, config.AlexNet):
+            return AlexNet(c.model, c.data.crop, c.dtype, rngs)
+        return CifarNet(c.model, c.data.crop, c.dtype, rngs)
 
-def _build(c: config.Config, rngs: nnx.Rngs) -> AlexNet | CifarNet:
-    if isinstance(c.model, config.AlexNet):
-        return AlexNet(c.model, c.data.crop, c.dtype, rngs)
-    return CifarNet(c.model, c.data.crop, c.dtype, rngs)
+    return ShardedModel(build, mesh)
 
 
 def make_setup(c: config.Config) -> Setup:
-    """Opens the records and lays out the network.
+    """Opens the records and makes the network.
 
     Raises:
-      UserError: as `make_network`; or the records are missing, damaged, or not the config's; or
-        not the same in all processes.
+      UserError: see `make_network`; or the records are missing, damaged, not those of the config,
+        or not the same in all processes.
     """
     network = make_network(c)
     records = open_records(c.data.records)
-    _check_records(records, c)
+    _check_records(records, c.data, c.model.classes)
     distributed.require_same("the records", records.manifest.hash)
-    train, validation = (_split(records, name, c) for name in ("train", c.data.validation))
-    statistics = records.statistics
-    normalization = {
-        "mean": statistics.mean,
-        "components": augment.lighting_components(statistics, c.data.lighting),
-    }
-    return Setup(c, records, train, validation, network, replicate(network, normalization))
+    train, validation = (_split(records, name) for name in ("train", c.data.validation))
+    mean, statistics = replicate(network, records.statistics.mean), records.statistics
+    components = augment.lighting_components(statistics, c.data.lighting)
+    return Setup(
+        c,
+        records,
+        train,
+        validation,
+        network,
+        {"mean": mean, "components": replicate(network, components)},
+        Evaluator(network, mean, c.data, c.evaluate.batch),
+        make_plan(c, len(train)),
+    )
 
 
 def replicate(network: ShardedModel, tree: Any) -> Any:
-    """`tree`'s arrays and numbers on every device of the network's grid; the same for each."""
-    everywhere = network.shardings(P())
+    """Puts the arrays and numbers of `tree` on each of the network's devices."""
+    sharding = network.shardings(P())
 
-    def placed(leaf: Any) -> jax.Array:
+    def put(leaf: np.ndarray | float) -> jax.Array:
         array = np.asarray(leaf, jnp.result_type(leaf))
-        return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(placed, tree)
+    return jax.tree.map(put, tree)
 
 
-def _check_records(records: Records, c: config.Config) -> None:
-    manifest, where = records.manifest, f"the records in {c.data.records}"
+def _check_records(records: Records, data: config.Data, classes: int) -> None:
+    manifest, where = records.manifest, f"the records in {records.path}"
     for key, found in (("size", manifest.size), ("format", manifest.format)):
-        wanted = getattr(c.data, key)
+        wanted = getattr(data, key)
         if wanted != found:
             raise UserError(
                 f"{where} have {key} {found}, the config says {wanted}; "
                 f"run with --config.data.{key}={found} or prepare them again in another folder"
             )
-    if len(manifest.classes) > c.model.classes:
+    if len(manifest.classes) > classes:
         raise UserError(
-            f"{where} have {len(manifest.classes)} classes, the network has {c.model.classes}; "
+            f"{where} have {len(manifest.classes)} classes, the network has {classes}; "
             f"run with --config.model.classes={len(manifest.classes)}"
         )
 
 
-def _split(records: Records, name: str, c: config.Config) -> Split:
-    split, where = records.split(name), f"split {name!r} of the records in {c.data.records}"
+def _split(records: Records, name: str) -> Split:
+    split = records.split(name)
     if len(split) == 0:
-        raise UserError(f"{where} has no images")
+        raise UserError(f"split {name!r} of the records in {records.path} has no images")
     return split

@@ -1,8 +1,8 @@
-"""What training changes and a checkpoint keeps, and where it lies on the devices."""
+"""What a step changes and a checkpoint holds: parameters, velocity and the number of steps."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -16,107 +16,87 @@ from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.setup import Setup, make_network, replicate
 
-State = dict[str, Any]
-"""'params' and 'optimizer' (see `optim.update_rule`), float32, and 'step', int32: steps done."""
+
+class State(TypedDict):
+    """All arrays that training changes."""
+
+    params: optim.Params  # float32
+    optimizer: optax.OptState  # of `optim.update_rule`, float32
+    step: jax.Array  # int32, steps done
 
 
-def state_specs(setup: Setup) -> State:
-    """A PartitionSpec for each leaf: the velocity lies with its parameters."""
-    return _specs(setup.network, setup.config.optim)
+def state_shapes(network: ShardedModel, c: config.Optim) -> Any:
+    """The state as ShapeDtypeStructs with shardings; the velocity is split like the parameters."""
 
+    def placed(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        return leaf.update(sharding=network.shardings(spec))
 
-def _specs(network: ShardedModel, c: config.Optim) -> State:
-    rule = optim.update_rule(c)
+    rule, params = optim.update_rule(c), jax.tree.map(placed, network.shapes, network.specs)
     optimizer = optax.tree_utils.tree_map_params(
-        rule,
-        lambda _, spec: spec,
-        jax.eval_shape(rule.init, network.shapes),
-        network.specs,
-        transform_non_params=lambda _: P(),
+        rule, lambda _, param: param, jax.eval_shape(rule.init, network.shapes), params
     )
-    return {"params": network.specs, "optimizer": optimizer, "step": P()}
-
-
-def state_shapes(network: ShardedModel, c: config.Optim) -> State:
-    """The state of such a run, as ShapeDtypeStructs that say where it lies."""
-    shapes = {
-        "params": network.shapes,
-        "optimizer": jax.eval_shape(optim.update_rule(c).init, network.shapes),
-        "step": jax.ShapeDtypeStruct((), np.int32),
-    }
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        network.shardings(_specs(network, c)),
-    )
+    step = placed(jax.ShapeDtypeStruct((), np.int32), P())
+    return {"params": params, "optimizer": optimizer, "step": step}
 
 
 def init_state(setup: Setup) -> State:
-    """The state before the first step (§5: weights normal, biases constant, velocity zero).
+    """The state before the first step (§5: random weights, constant biases, no velocity).
 
     Raises:
-      UserError: `config.init_from` is no trained network, or one of other layers.
+      UserError: `config.init_from` is no trained network, or its layers have other shapes.
     """
-    network, rule = setup.network, optim.update_rule(setup.config.optim)
-    params = network.init(setup.config.seed)
-    if setup.config.init_from:
-        params |= _transferred(setup)
-    shardings = network.shardings(state_specs(setup)["optimizer"])
-    optimizer = jax.jit(rule.init, out_shardings=shardings)(params)
+    c, network = setup.config, setup.network
+    params = network.init(c.seed)
+    if c.init_from:
+        params |= _load_layers(c, network)
+    shapes = state_shapes(network, c.optim)["optimizer"]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    optimizer = jax.jit(optim.update_rule(c.optim).init, out_shardings=shardings)(params)
     return {"params": params, "optimizer": optimizer, "step": replicate(network, np.int32(0))}
 
 
-def _transferred(setup: Setup) -> State:
-    """The parameters of another run's newest checkpoint, but for its last layer (§7)."""
-    c, folder = setup.config, Path(setup.config.init_from)
-    theirs = workdir.read_config(folder)
-    theirs = dataclasses.replace(theirs, devices=c.devices, batch=c.batch, evaluate=c.evaluate)
-    network = make_network(theirs)
+def _load_layers(c: config.Config, network: ShardedModel) -> optim.Params:
+    """All layers but the last from the newest checkpoint of the workdir `config.init_from` (§7)."""
+    folder = Path(c.init_from)
+    saved = workdir.read_config(folder)
+    saved = dataclasses.replace(saved, devices=c.devices, batch=c.batch, evaluate=c.evaluate)
+    source = make_network(saved)
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        template = state_shapes(network, theirs.optim)
-        restored = checkpoints.restore(template, None, lambda meta: None)
+        restored = checkpoints.restore(state_shapes(source, saved.optim))
     if restored is None:
         raise UserError(f"config.init_from={folder} has no checkpoint yet; train it first")
-    found = {}
-    for layer in c.model.names[:-1]:
-        for name, mine in setup.network.shapes[layer].items():
-            its = network.shapes.get(layer, {}).get(name)
-            if its is None or its.shape != mine.shape:
-                has = "none" if its is None else list(its.shape)
+    layers = c.model.names[:-1]
+    for layer in layers:
+        for name, ours in network.shapes[layer].items():
+            theirs = source.shapes.get(layer, {}).get(name)
+            if theirs is None or theirs.shape != ours.shape:
+                found = "none" if theirs is None else list(theirs.shape)
                 raise UserError(
-                    f"config.init_from={folder} does not fit: {layer}.{name} is {has} there, "
-                    f"{list(mine.shape)} here"
+                    f"config.init_from={folder} does not fit: {layer}.{name} is {found} there, "
+                    f"{list(ours.shape)} here"
                 )
-        found[layer] = restored.state["params"][layer]
-    return found
+    return {layer: restored.state["params"][layer] for layer in layers}
 
 
 def restore_state(
-    setup: Setup, checkpoints: Checkpoints, data: Any = None, step: int | None = None
+    setup: Setup, checkpoints: Checkpoints, step: int | None = None
 ) -> Restored | None:
-    """The checkpoint of `step`, or the newest intact one, laid over this run's devices.
-
-    Args:
-      setup: the run's.
-      checkpoints: where to look.
-      data: the iterator over training batches, to be set to the saved position; or None.
-      step: which; None for the newest.
+    """The checkpoint of `step`, or the newest intact one, on this run's devices.
 
     Returns:
-      None when there is no checkpoint.
+      None if there is no checkpoint.
 
     Raises:
       UserError: it was trained on other records; or see `Checkpoints.restore`.
     """
 
-    def fits(meta: dict[str, Any]) -> None:
+    def check(meta: dict[str, Any]) -> None:
         ours, theirs = setup.records.manifest.hash, meta["records"]
         if ours != theirs:
             raise UserError(
                 f"{checkpoints.folder} was trained on other records than those in "
-                f"{setup.config.data.records} (hash {theirs:.12}, not {ours:.12}); "
+                f"{setup.records.path} (hash {theirs:.12}, not {ours:.12}); "
                 f"give those that it was trained on (--config.data.records) or another --workdir"
             )
 
-    template = state_shapes(setup.network, setup.config.optim)
-    return checkpoints.restore(template, data, fits, step)
+    return checkpoints.restore(state_shapes(setup.network, setup.config.optim), check, step)

@@ -1,68 +1,86 @@
-"""One step of training: images in, loss, gradients and the paper's update (§4, §5)."""
+"""One step of training: from images to the loss, the gradients and the paper's update (§4, §5)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import optim
+from alexnet_jax import config, optim
 from alexnet_jax.data import augment
-from alexnet_jax.model.layers import DropoutKey
+from alexnet_jax.model.ops import DropoutKey
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA
-from alexnet_jax.training.scores import label_ranks
-from alexnet_jax.training.setup import Setup, replicate
-from alexnet_jax.training.state import State, state_specs
+from alexnet_jax.training.scores import ImageScores, label_ranks
+from alexnet_jax.training.setup import replicate
+from alexnet_jax.training.state import State, state_shapes
 
-DeviceHyperparams = dict[str, Any]
-"""What a policy sets, as arrays: 'rates' (see `optim.Rates`) and 'lighting', 1.0 or 0.0."""
+Batch = dict[str, jax.Array]
+"""A batch of `pipeline.train_batches`, on the devices."""
 
 
-def make_step(setup: Setup) -> Any:
-    """The jitted step (state, normalization, batch, hyperparams) -> (state, (losses, ranks)).
+class DeviceHyperparams(NamedTuple):
+    """What a policy sets for a step, as arrays on every device."""
 
-    `batch` is a placed batch of `pipeline.train_batches`; losses are float32 [batch], in nats, and
-    ranks int32 [batch], see `evaluate.label_ranks`, one for each image. The old state's memory is
-    used again. Between devices go what the towers exchange and, where several rows of devices share
+    rates: Any  # float32, a tree like `optim.Rates`
+    lighting: jax.Array | float  # float32, 1 or 0
+
+
+def make_step(
+    network: ShardedModel, c: config.Optim, data: config.Data, *, batch: int, seed: int
+) -> Any:
+    """The jitted step (state, normalization, batch, hyperparams) -> (state, ImageScores).
+
+    The scores are those of the images of this batch, before the update. The old state's memory is
+    used again. Devices exchange what the towers exchange and, where several rows of devices share
     the batch, the sums of the gradients; nothing else.
+
+    Args:
+      network: to train.
+      c: the update.
+      data: how images become the network's input.
+      batch: images in the global batch.
+      seed: of the dropout masks.
     """
-    c, network = setup.config, setup.network
-    rule = optim.update_rule(c.optim)
+    rule = optim.update_rule(c)
 
     def step(
-        state: State, normalization: Any, batch: Any, hyperparams: DeviceHyperparams
-    ) -> tuple[State, Any]:
-        images = training_input(setup, normalization, batch, hyperparams)
-        key = jax.random.fold_in(jax.random.key(c.seed), state["step"])
-        draw = DropoutKey(key, batch["row"])
+        state: State, normalization: Any, images: Batch, hyperparams: DeviceHyperparams
+    ) -> tuple[State, ImageScores]:
+        inputs = training_input(data, normalization, images, hyperparams.lighting)
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        dropout, labels = DropoutKey(key, images["row"]), images["label"]
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, labels = network.bind(params)(images, draw), batch["label"]
+        def loss(params: optim.Params) -> tuple[jax.Array, ImageScores]:
+            logits = network.bind(params)(inputs, dropout)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             # The mean over the whole batch; jax.grad sums over the devices that share it.
-            return losses.sum() / c.batch, (losses, label_ranks(logits, labels))
+            return losses.sum() / batch, ImageScores(losses, label_ranks(logits, labels))
 
-        gradients, outcome = jax.grad(loss, has_aux=True)(state["params"])
+        gradients, scores = jax.grad(loss, has_aux=True)(state["params"])
         updates, optimizer = rule.update(
-            gradients, state["optimizer"], state["params"], rates=hyperparams["rates"]
+            gradients, state["optimizer"], state["params"], rates=hyperparams.rates
         )
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, outcome
+        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, scores
 
-    specs, rows = state_specs(setup), network.spec(DATA)
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state_shapes(network, c))
+    rows = network.spec(DATA)
     mapped = network.shard_map(step, (specs, P(), rows, P()), (specs, rows))
     return network.jit(mapped, donate=0)
 
 
 def training_input(
-    setup: Setup, normalization: Any, batch: Any, hyperparams: DeviceHyperparams
+    data: config.Data, normalization: Any, batch: Batch, lighting: jax.Array | float
 ) -> jax.Array:
-    """A batch as the network sees it: float32 [b, crop, crop, 3]."""
+    """A batch as the network sees it: float32 [b, crop, crop, 3], see `augment.train_input`."""
     mean, components = normalization["mean"], normalization["components"]
-    return augment.train_input(batch, mean, components, setup.config.data, hyperparams["lighting"])
+    return augment.train_input(batch, mean, components, data, lighting)
 
 
-def put_hyperparams(setup: Setup, setting: optim.Hyperparams) -> DeviceHyperparams:
-    """A policy's setting as arrays on every device; a new one compiles nothing anew."""
-    rates = setting.rates(setup.config.optim, setup.network.shapes)
-    return replicate(setup.network, {"rates": rates, "lighting": float(setting.lighting)})
+def put_hyperparams(
+    network: ShardedModel, c: config.Optim, hyperparams: optim.Hyperparams
+) -> DeviceHyperparams:
+    """Hyperparameters on every device. New values do not compile the step again."""
+    rates = hyperparams.rates(c, network.shapes)
+    return replicate(network, DeviceHyperparams(rates, float(hyperparams.lighting)))

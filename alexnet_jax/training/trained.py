@@ -1,11 +1,12 @@
-"""A trained network, opened from its workdir: what every job after training begins with."""
+"""A trained network from its workdir: what every job after training begins with."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from alexnet_jax import config
+from alexnet_jax.optim import Params
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
@@ -23,22 +24,22 @@ class Trained:
     folder: Path
     step: int
     setup: Setup
-    params: Any
+    params: Params
 
 
 def open_trained(
     folder: Path, *, step: Step = "newest", devices: int = 1, records: str | None = None
 ) -> Trained:
-    """The network of a workdir, laid over `devices` devices.
+    """The network of a workdir, on `devices` devices.
 
     Args:
-      folder: the workdir; a run may be going on in it.
+      folder: the workdir. Its run may still be training.
       step: which checkpoint.
-      devices: on which to compute; they may be others than those that trained.
-      records: where the run's records now are, if not where its config says.
+      devices: to compute on; any number, whatever it was trained on.
+      records: where the run's records are now, if not where its config says.
 
     Raises:
-      UserError: there is no run, no such checkpoint, or the records are missing or others.
+      UserError: there is no run or no such checkpoint; or the records are missing or not the run's.
     """
     c = workdir.read_config(folder)
     data = dataclasses.replace(c.data, records=records or c.data.records)
@@ -46,7 +47,7 @@ def open_trained(
 
 
 def load(c: config.Config, folder: Path, step: Step) -> Trained:
-    """The network of the workdir of config `c`'s run.
+    """The network that was trained with config `c` in the workdir `folder`.
 
     Raises:
       UserError: the workdir holds another config's run; or see `open_trained`.
@@ -59,16 +60,16 @@ def load(c: config.Config, folder: Path, step: Step) -> Trained:
         chosen = checkpoints.best_step() if step == "best" else None if step == "newest" else step
         if step == "best" and chosen is None:
             raise UserError(f"{folder} has no scored checkpoint yet; give --step=newest")
-        restored = restore_state(setup, checkpoints, step=chosen)
+        restored = restore_state(setup, checkpoints, chosen)
     assert restored is not None
     return Trained(folder, restored.step, setup, restored.state["params"])
 
 
 def parse_step(text: str) -> Step:
-    """What ``--step`` says.
+    """The value of ``--step``.
 
     Raises:
-      UserError: it is none.
+      UserError: it is none of newest, best and a number.
     """
     if not text.isdecimal() and text not in get_args(get_args(Step)[0]):
         raise UserError(f"--step={text}: give newest, best or the number of a checkpoint")

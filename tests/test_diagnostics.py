@@ -1,4 +1,4 @@
-"""The alarms: dead units, a loss that stands still, one that is not finite."""
+"""Dead units, sizes of weights and updates; a loss that is stuck; numbers that are not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ def test_the_entropy_of_balanced_labels_is_the_logarithm_of_their_number():
     assert label_entropy(np.array([0, 0, 2, 5])) == pytest.approx(1.5 * np.log(2))
 
 
-def test_a_loss_that_stands_at_the_entropy_is_told_once():
+def test_a_loss_at_the_entropy_is_told_once():
     stuck = StuckLoss(entropy=2.3, patience=100)
     said = [stuck.notice(step, 2.31) for step in range(10, 400, 10)]
     assert [i for i, text in enumerate(said) if text] == [10]  # 100 steps after the first
-    assert "step 110: for 100 steps the loss has stood at 2.300" in said[10]
+    assert "step 110: for 100 steps the loss has been 2.300" in said[10]
     assert "alexnet_2012" in said[10]
 
 
@@ -55,6 +55,11 @@ def test_one_bad_weight_is_found():
         check_weights(1, params, None)
 
 
+def diagnose(network, c, params, optimizer, images):
+    diagnostics = LayerDiagnostics(network, c.model)
+    return diagnostics.read(diagnostics.measure({"params": params, "optimizer": optimizer}, images))
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_dead_units_and_sizes(devices):
     c = make_config(devices=devices)
@@ -73,7 +78,7 @@ def test_dead_units_and_sizes(devices):
     )
     images = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype(np.float32) * 50
     placed = jax.device_put(params, network.shardings(network.specs))
-    values = LayerDiagnostics(network, c).read(placed, optimizer, jnp.asarray(images))
+    values = diagnose(network, c, placed, optimizer, jnp.asarray(images))
     assert values["dead/conv3"] == 0.25
     assert values["dead/fc6"] == 1.0
     assert "dead/fc8" not in values
@@ -88,5 +93,5 @@ def test_a_network_without_relus_has_no_dead_units():
     network = make_network(c)
     params = network.init(0)
     optimizer = optim.update_rule(c.optim).init(params)
-    values = LayerDiagnostics(network, c).read(params, optimizer, jnp.ones((2, 64, 64, 3)))
+    values = diagnose(network, c, params, optimizer, jnp.ones((2, 64, 64, 3)))
     assert not [key for key in values if key.startswith("dead/")]
