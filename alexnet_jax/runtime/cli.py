@@ -47,11 +47,10 @@ def run(
     if not {"--help", "-h"}.isdisjoint(given):
         print(_help(options, about or ""))
         sys.exit()
-    guard(lambda: job(_parse(options, given)), stopped)
+    _guard(lambda: job(_parse(options, given)), stopped)
 
 
-def guard(job: Callable[[], None], stopped: str) -> None:
-    """Calls `job`. Exits with one line after an error that the user can fix, or after a signal."""
+def _guard(job: Callable[[], None], stopped: str) -> None:
     try:
         job()
     except (UserError, OSError) as error:
@@ -139,7 +138,9 @@ def define_config(options: flags.FlagValues) -> ConfigFlag:
         "the name of a packaged file, as tiny. Any of its values can be set: --config.batch=64."
     )
     flag = config_flags.DEFINE_config_file(
-        *("config", None, about),
+        "config",
+        None,
+        about,
         flag_values=options,
         lock_config=False,
         accept_new_attributes=True,  # `config.parse` finds an unknown key, and says which is meant
@@ -228,10 +229,13 @@ def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
 
 
 def _help(options: flags.FlagValues, about: str) -> str:
+    """The text of --help."""
     lines = [about.strip(), "", "Options:"]
     for name in options:
         flag = options[name]
-        default = f" (default: {flag.default})" if flag.default not in (None, False) else ""
+        default = (
+            "" if flag.default in (None, []) or flag.boolean else f" (default: {flag.default})"
+        )
         text = f"--{name}  {flag.help}{default}"
         lines.append(flags.text_wrap(text, indent=" " * 6, firstline_indent="  "))
     return "\n".join(lines)
