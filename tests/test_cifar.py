@@ -13,8 +13,7 @@ from alexnet_jax.model.describe import layer_table
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.setup import make_network, make_setup
 from alexnet_jax.training.state import init_state
-from alexnet_jax.training.step import make_step
-from tests.test_towers import step_inputs
+from tests.test_towers import step_inputs, step_of
 
 
 def net(name="18", **values):
@@ -103,7 +102,7 @@ def losses_and_params(records, devices):
     values["data"] |= {"records": str(records), "size": 72, "validation": "validation"}
     setup = make_setup(config.parse(values))
     batches, placed, hyperparams = step_inputs(setup)
-    step, state, losses = make_step(setup), init_state(setup), []
+    step, state, losses = step_of(setup), init_state(setup), []
     for _, batch in zip(range(4), placed, strict=False):
         state, (loss, _) = step(state, setup.normalization, batch, hyperparams)
         losses.append(np.asarray(loss))

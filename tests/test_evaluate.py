@@ -91,7 +91,7 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     probs = [
         np.exp(
-            evaluate.Evaluator(net.setup).log_probs(
+            net.setup.evaluator.log_probs(
                 net.params, net.setup.validation, ten_views=False, what="alone"
             )
         )

@@ -10,7 +10,6 @@ from alexnet_jax import predict
 from alexnet_jax.figures.figure4 import best_guesses, draw_guesses
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
-from alexnet_jax.training.scores import Evaluator
 from tests.conftest import make_config
 
 
@@ -42,7 +41,7 @@ def files(net, tmp_path_factory):
 @pytest.mark.parametrize("ten_views", [False, True])
 def test_labels_are_those_of_the_splits_scores(net, files, ten_views):
     found, unread = predict.predict(net, files, ten_views=ten_views)
-    log = Evaluator(net.setup).log_probs(
+    log = net.setup.evaluator.log_probs(
         net.params, net.setup.validation, ten_views=ten_views, what="all"
     )
     classes = net.setup.records.manifest.classes

@@ -34,9 +34,16 @@ def step_inputs(setup: Setup):
     c = setup.config
     rows = local_rows(setup.network.mesh, c.batch)
     batches = train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)
-    hyperparams = put_hyperparams(setup, optim.make_policy(c.policy).hyperparams(0))
+    hyperparams = put_hyperparams(
+        setup.network, c.optim, optim.make_policy(c.policy).hyperparams(0)
+    )
     placed = (put_batch(setup.network.mesh, batch, c.batch) for batch in batches)
     return batches, placed, hyperparams
+
+
+def step_of(setup: Setup):
+    c = setup.config
+    return make_step(setup.network, c.optim, c.data, batch=c.batch, seed=c.seed)
 
 
 @functools.cache
@@ -44,7 +51,7 @@ def step_program(records, devices: int, **values):
     """The lowered step; a test session lowers each once."""
     setup = make_setup(make_config(records, devices=devices, **values))
     batches, placed, hyperparams = step_inputs(setup)
-    lowered = make_step(setup).lower(
+    lowered = step_of(setup).lower(
         init_state(setup), setup.normalization, next(placed), hyperparams
     )
     batches.close()
@@ -125,7 +132,7 @@ def losses_and_params(records, **values):
     phases = [{"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True}]
     setup = make_setup(make_config(records, batch=32, policy__phases=phases, **values))
     batches, placed, hyperparams = step_inputs(setup)
-    step, state, losses = make_step(setup), init_state(setup), []
+    step, state, losses = step_of(setup), init_state(setup), []
     params = [jax.device_get(state["params"])]
     for number, batch in zip(range(20), placed, strict=False):
         state, (loss, _) = step(state, setup.normalization, batch, hyperparams)

@@ -42,13 +42,12 @@ class TorchRun:
         params = jax.device_get(setup.network.init(self.c.seed))
         self.net = TorchAlexNet(self.c.model, params).to(self.device)
         self.velocity = {name: torch.zeros_like(p) for name, p in self.net.named_parameters()}
-        self.prepare = jax.jit(lambda *given: training_input(setup, *given))
+        self.prepare = jax.jit(lambda *given: training_input(self.c.data, *given))
         self.views = jax.jit(lambda images, mean, n: augment.view(images, mean, self.c.data, n))
 
     def step(self, batch: dict[str, np.ndarray], setting: optim.Hyperparams) -> tuple:
         """Each image's loss, float [b], and its label's rank, int [b]."""
-        hyperparams = {"lighting": float(setting.lighting)}
-        x = self.load(self.prepare(self.setup.normalization, batch, hyperparams))
+        x = self.load(self.prepare(self.setup.normalization, batch, float(setting.lighting)))
         labels = torch.tensor(batch["label"], dtype=torch.long, device=self.device)
         self.net.zero_grad()
         logits = self.net(x, self.masks(len(x)))
