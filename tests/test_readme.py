@@ -161,3 +161,12 @@ def test_the_tree_in_docs_is_that_of_the_package():
     }
     found = {"data/sources/" if name.startswith("data/sources/") else name for name in found}
     assert shown == found
+
+
+def test_the_answers_in_docs_name_what_is_in_their_files():
+    rows = re.findall(r"^\| .*\? \| (.*) \|$", (ROOT / "docs/code.md").read_text(), re.M)
+    assert len(rows) == 10
+    for answer in rows:
+        text = (ROOT / "docs" / re.search(r"\]\((.*?)\)", answer)[1]).read_text()
+        for name in re.findall(r"`([\w.]+)[()]*`", re.sub(r"\[.*?\]", "", answer)):
+            assert name.split(".")[-1] in text, answer
