@@ -1,73 +1,88 @@
-"""The network of Fig. 2: eight layers in two towers that meet before layers 3, 6 and 7."""
+"""The network of Fig. 2: eight layers in two towers, which meet before layers 3, 6 and 7."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from alexnet_jax import config
-from alexnet_jax.model.layers import (
-    DropoutKey,
-    Logits,
-    TowerConv,
-    TowerDense,
-    dropout,
-    max_pool,
-    normalise_across_maps,
-    normalise_within_maps,
-)
-from alexnet_jax.model.towers import gather_towers
+from alexnet_jax.model import ops, towers
+from alexnet_jax.model.layers import Conv, Dense, Initial, LeftOut, Logits
+from alexnet_jax.model.ops import DropoutKey
+from alexnet_jax.model.towers import Operation, Towers, each
 from alexnet_jax.runtime.errors import UserError
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
-
-
-class ConvLayer(TowerConv):
-    """A convolution, its activation (§3.1) and its response normalisations (§3.3)."""
-
-    def __init__(
-        self, c: config.AlexNet, name: str, window: int, seen: int, *, stride: int, rngs: nnx.Rngs
-    ) -> None:
-        kernels = _scaled(c.kernels[config.CONVOLUTIONS.index(name)], c)
-        super().__init__(window, seen, kernels, stride=stride, **_initial(c, name, rngs))
-        self.maps = kernels // c.towers  # a tower's
-        self.steps = self._steps(c, name)
-
-    def _steps(self, c: config.AlexNet, name: str) -> tuple[Callable[[jax.Array], jax.Array], ...]:
-        """What follows the convolution, in order."""
-        across = partial(normalise_across_maps, formula=c.lrn, maps=self.maps)
-        within = partial(normalise_within_maps, formula=c.within_map)
-        norms = [(r, f) for r, f in ((c.lrn, across), (c.within_map, within)) if name in r.layers]
-        before = [norm for response, norm in norms if name in response.before_activation]
-        after = [norm for response, norm in norms if name not in response.before_activation]
-        return (*before, ACTIVATIONS[c.activation], *after)
-
-    def after(self, x: jax.Array) -> jax.Array:
-        """The activation and the normalisations."""
-        for step in self.steps:
-            x = step(x)
-        return x
-
-
-class LeftOut(nnx.Module):
-    """In the place of a convolution that the network does not have: its input goes on."""
-
-    def __init__(self, maps: int) -> None:
-        self.maps = maps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class AlexNet(nnx.Module):
-    """The network of the paper, or one of its variations, as `config.AlexNet` says.
+    """The network of the paper, or one of its variations, as `config.AlexNet` says."""
 
-    The comments give the output of each layer at full size, on a device that holds both towers; on
-    a pair of devices each has half of the last axis, tower A the first half.
-    """
+    def outputs(
+        self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
+    ) -> dict[str, Float[Array, " b *units"]]:
+        """The output of every layer: {'conv1': ..., 'fc7': ..., 'fc8': the logits}.
+
+        The comments give the shapes at full size. `96_tower` are 96 maps that are split between the
+        towers: each has 48 of them, on a device of its own if there are two.
+
+        Args:
+          images: [b, crop, crop, 3], with the mean subtracted: about [-128, 127].
+          key: the source of the dropout masks; None in testing.
+        """
+        relu, lrn1, lrn2, max_pool = self.activation, self.lrn1, self.lrn2, self.max_pool
+        out: dict[str, Towers] = {}
+        x = [images.astype(self.dtype)]  # [b, 224, 224, 3], which both towers see
+
+        x = self.conv1(x)  # [b, 55, 55, 96_tower]
+        x = relu(lrn1(x)) if self.lrn_before_relu else lrn1(relu(x))  # as run in 2012; the paper
+        out["conv1"] = x
+        x = max_pool(x)  # [b, 27, 27, 96_tower]
+
+        x = self.conv2(x)  # [b, 27, 27, 256_tower]
+        x = lrn2(relu(x))
+        x = self.lrn_within(x)  # only in the 2012 code
+        out["conv2"] = x
+        x = max_pool(x)  # [b, 13, 13, 256_tower]
+
+        x = self.meet(x, "conv3")  # [b, 13, 13, 256]
+        x = out["conv3"] = relu(self.conv3(x))  # [b, 13, 13, 384_tower]
+        x = out["conv4"] = relu(self.conv4(x))  # [b, 13, 13, 384_tower]
+        x = out["conv5"] = relu(self.conv5(x))  # [b, 13, 13, 256_tower]
+        x = max_pool(x)  # [b, 6, 6, 256_tower]
+        if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
+            x = out["conv6"] = relu(self.conv6(x))  # [b, 6, 6, 256_tower]
+
+        x = self.meet(x, "fc6")  # [b, 6, 6, 256]
+        x = out["fc6"] = relu(self.fc6(x))  # [b, 4096_tower]
+        x = self.dropout(x, key, layer=6)
+        x = self.meet(x, "fc7")  # [b, 4096]
+        x = out["fc7"] = relu(self.fc7(x))  # [b, 4096_tower]
+        x = self.dropout(x, key, layer=7)
+        logits = self.fc8(x)  # [b, 1000], the sum of both towers' parts
+        return {layer: towers.concatenate(parts) for layer, parts in out.items()} | {"fc8": logits}
+
+    def meet(self, x: Towers, layer: str) -> Towers:
+        """What `layer` sees: both towers, if the towers meet before it; else each its own."""
+        with jax.named_scope(layer):
+            return towers.gather(x) if layer in self.cross else x
+
+    def dropout(self, x: Towers, key: DropoutKey | None, layer: int) -> Towers:
+        """Dropout (§4.2), with masks of its own in each tower."""
+        numbers = (towers.first() + i for i in range(len(x)))
+        return [
+            ops.dropout(one, self.dropout_rate, key, layer, tower)
+            for one, tower in zip(x, numbers, strict=True)
+        ]
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
+    ) -> Float[Array, "b classes"]:
+        """The logits, float32, of `images` as in `outputs`."""
+        return self.outputs(images, key)["fc8"]
 
     def __init__(self, c: config.AlexNet, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
         """A network for images of crop x crop pixels that computes in `dtype`.
@@ -75,85 +90,61 @@ class AlexNet(nnx.Module):
         Raises:
           UserError: images that small leave nothing after three poolings.
         """
-        self.cross, self.rate, self.dtype = c.cross, c.dropout, jnp.dtype(dtype)
-        self.pool = partial(max_pool, window=c.pool_window, stride=c.pool_stride)
-        self.neurons = tuple(_scaled(n, c) // c.towers for n in c.neurons)  # a tower's
+        maps = [_per_tower(n, c) for n in c.kernels]
+        n6, n7 = (_per_tower(n, c) for n in c.neurons)
 
-        def conv(name: str, window: int, seen: int, stride: int = 1) -> ConvLayer | LeftOut:
-            if name == c.without or name not in c.layers:
+        def initial(name: str) -> Initial:
+            return Initial(name, c.std[name], c.bias[name], rngs)
+
+        def conv(number: int, window: int, seen: int, stride: int = 1) -> Conv | LeftOut:
+            name = f"conv{number}"
+            if name == c.without:
                 return LeftOut(seen)
-            return ConvLayer(c, name, window, seen, stride=stride, rngs=rngs)
+            return Conv(initial(name), window, seen, maps[number - 1], c.towers, stride=stride)
 
-        def towers(name: str) -> int:
-            """How many towers the layer sees."""
+        def seen_by(name: str) -> int:
+            """How many towers each unit of a layer sees."""
             return c.towers if name in c.cross else 1
 
-        n6, n7 = self.neurons
-        self.conv1 = conv("conv1", 11, 3, stride=4)
-        self.conv2 = conv("conv2", 5, self.conv1.maps)
-        self.conv3 = conv("conv3", 3, self.conv2.maps * towers("conv3"))
-        self.conv4 = conv("conv4", 3, self.conv3.maps)
-        self.conv5 = conv("conv5", 3, self.conv4.maps)
-        self.conv6 = conv("conv6", 3, self.conv5.maps)  # only where the config has a sixth
-        seen = self.conv6.maps * towers("fc6")
-        self.fc6 = TowerDense(_places(c, crop), seen, n6 * c.towers, **_initial(c, "fc6", rngs))
-        self.fc7 = TowerDense(1, n6 * towers("fc7"), n7 * c.towers, **_initial(c, "fc7", rngs))
-        self.fc8 = Logits(n7 * c.towers, c.classes, **_initial(c, "fc8", rngs))
-        self.activate = ACTIVATIONS[c.activation]
+        self.conv1 = conv(1, 11, 3, stride=4)
+        self.conv2 = conv(2, 5, self.conv1.units)
+        self.conv3 = conv(3, 3, self.conv2.units * seen_by("conv3"))
+        self.conv4 = conv(4, 3, self.conv3.units)
+        self.conv5 = conv(5, 3, self.conv4.units)
+        self.conv6 = conv(6, 3, self.conv5.units) if len(maps) == 6 else None
+        last, side = self.conv6 or self.conv5, _last_side(c, crop)
+        seen = (side, side, last.units * seen_by("fc6"))
+        self.fc6 = Dense(initial("fc6"), seen, n6, c.towers)
+        self.fc7 = Dense(initial("fc7"), (1, 1, n6 * seen_by("fc7")), n7, c.towers)
+        self.fc8 = Logits(initial("fc8"), (1, 1, n7 * c.towers), c.classes)
 
-    def outputs(self, images: jax.Array, draw: DropoutKey | None = None) -> dict[str, jax.Array]:
-        """The output of every layer, {'conv1': ..., 'fc8': ...}, fc8's being the logits.
-
-        Args:
-          images: [b, crop, crop, 3], the mean subtracted, so about [-128, 127].
-          draw: the source of the dropout masks; None in testing.
-        """
-        out = {}
-        x = images.astype(self.dtype)  # [b, 224, 224, 3]
-        x = out["conv1"] = self.conv1(x)  # [b, 55, 55, 96]
-        x = self.pool(x)  # [b, 27, 27, 96]
-        x = out["conv2"] = self.conv2(x)  # [b, 27, 27, 256]
-        x = self.pool(x)  # [b, 13, 13, 256]
-        x = self.meet("conv3", x)  # both towers' 256 maps
-        x = out["conv3"] = self.conv3(x)  # [b, 13, 13, 384]
-        x = out["conv4"] = self.conv4(x)  # [b, 13, 13, 384]
-        x = out["conv5"] = self.conv5(x)  # [b, 13, 13, 256]
-        x = self.pool(x)  # [b, 6, 6, 256]
-        x = out["conv6"] = self.conv6(x)  # as it is, or [b, 6, 6, 256] of a sixth convolution
-        x = self.meet("fc6", x)
-        x = out["fc6"] = self.activate(self.fc6(x))  # [b, 4096]
-        x = dropout(x, self.rate, draw, 6, self.neurons[0])
-        x = self.meet("fc7", x)
-        x = out["fc7"] = self.activate(self.fc7(x))  # [b, 4096]
-        x = dropout(x, self.rate, draw, 7, self.neurons[1])
-        out["fc8"] = self.fc8(x)  # [b, 1000], the sum of both towers' parts
-        return out
-
-    def __call__(self, images: jax.Array, draw: DropoutKey | None = None) -> jax.Array:
-        """The logits, [b, classes] float32, of `images` as in `outputs`."""
-        return self.outputs(images, draw)["fc8"]
-
-    def meet(self, layer: str, x: jax.Array) -> jax.Array:
-        """What `layer` sees: both towers, if it is one of those at which they cross."""
-        with jax.named_scope(layer):
-            return gather_towers(x) if layer in self.cross else x
+        self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
+        self.activation = each(ACTIVATIONS[c.activation])
+        self.max_pool = each(partial(ops.max_pool, window=c.pool_window, stride=c.pool_stride))
+        self.lrn_before_relu = "conv1" in c.lrn.before_activation
+        self.lrn1 = each(_lrn(ops.lrn, c.lrn, "conv1", c))
+        self.lrn2 = each(_lrn(ops.lrn, c.lrn, "conv2", c))
+        self.lrn_within = each(_lrn(ops.lrn_within, c.within_map, "conv2", c))
 
 
-def _scaled(count: int, c: config.AlexNet) -> int:
-    """A number of kernels or neurons times the width factor, still divisible by the towers."""
-    return max(1, round(count * c.width / c.towers)) * c.towers
+def _lrn(
+    op: Callable[..., jax.Array], c: config.Response, layer: str, net: config.AlexNet
+) -> Operation:
+    """`op` with its formula; nothing where the config has no normalisation, or no such layer."""
+    there = layer in c.layers and layer != net.without
+    return partial(op, formula=c) if there else lambda x: x
 
 
-def _initial(c: config.AlexNet, name: str, rngs: nnx.Rngs) -> dict[str, Any]:
-    """What the layer called `name` is told of its parameters."""
-    return {"name": name, "std": c.std[name], "bias": c.bias[name], "rngs": rngs}
+def _per_tower(count: int, c: config.AlexNet) -> int:
+    """A tower's share of `count` kernels or neurons times the width factor."""
+    return max(1, round(count * c.width / c.towers))
 
 
-def _places(c: config.AlexNet, crop: int) -> int:
-    """Pixels of one map that fc6 sees: 6 x 6 at full size."""
-    side = -(-(crop - 11) // 4) + 1  # conv1 rounds up, see TowerConv.padding
+def _last_side(c: config.AlexNet, crop: int) -> int:
+    """The side of the maps that fc6 sees: 6 pixels at full size."""
+    side = (crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1
     for _ in range(3):
         side = (side - c.pool_window) // c.pool_stride + 1
     if side < 1:
-        raise UserError(f"data.crop={crop} is too small: after three poolings no pixel is left")
-    return side * side
+        raise UserError(f"data.crop={crop} is too small: no pixel is left after three poolings")
+    return side

@@ -1,78 +1,90 @@
-"""The small nets that the authors trained on CIFAR-10 (§3.1, §3.3): layers in one row."""
+"""The small nets that the authors trained on CIFAR-10 (§3.1, §3.3): layers in a row, no towers."""
 
 import itertools
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from alexnet_jax import config
-from alexnet_jax.model.layers import (
-    DropoutKey,
-    Logits,
-    TowerConv,
-    TowerDense,
-    average_pool_over_edges,
-    max_pool_over_edges,
-    normalise_across_maps,
-    normalise_within_maps,
-    parameter,
-)
-
-Step = Callable[[jax.Array], jax.Array]
+from alexnet_jax.model import ops
+from alexnet_jax.model.layers import Conv, Dense, Initial, Logits, Seen
+from alexnet_jax.model.ops import DropoutKey
+from alexnet_jax.model.towers import Operation, Towers, each
 
 
-class ConvLayer(TowerConv):
-    """A convolution and what follows it: pooling, an activation, a response normalisation."""
+class CifarNet(nnx.Module):
+    """The layers that `config.Cifar` lists. Pooling halves a side, rounded up: 32, 16, 8, 4."""
 
-    def __init__(
-        self, c: config.Cifar, layer: config.CifarLayer, seen: int, rngs: nnx.Rngs
-    ) -> None:
-        super().__init__(layer.window, seen, layer.units, **_initial(layer, rngs))
-        steps = _steps(c)
-        # A maximum plus the bias is the maximum of all plus the bias, and fewer are added.
-        first = 1 if layer.then[:1] == ("max",) else 0
-        self.first = tuple(steps[name] for name in layer.then[:first])
-        self.then = tuple(steps[name] for name in layer.then[first:])
+    def outputs(
+        self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
+    ) -> dict[str, Float[Array, " b *units"]]:
+        """The output of every layer, by name; the last are the logits, float32.
 
-    def before_bias(self, x: jax.Array) -> jax.Array:
-        """Pooling by maxima, if it comes first."""
-        return _in_turn(self.first, x)
+        Args:
+          images: [b, crop, crop, 3], with the mean subtracted.
+          key: not used, as these nets have no dropout.
+        """
+        del key
+        out, x = {}, [images.astype(self.dtype)]
+        *hidden, last = self.config.layers
+        for layer in hidden:
+            x = self._hidden(layer, x)
+            out[layer.name] = x[0]
+        return out | {last.name: getattr(self, last.name)(x)}
 
-    def after(self, x: jax.Array) -> jax.Array:
-        """The other steps."""
-        return _in_turn(self.then, x)
+    def _hidden(self, c: config.CifarLayer, x: Towers) -> Towers:
+        """A hidden layer and the operations that follow it."""
+        layer, then = getattr(self, c.name), c.then
+        if isinstance(layer, Conv) and then[:1] == ("max",):
+            # A maximum and a bias may change places, and then the bias is added to less.
+            x, then = layer(x, before_bias=_operation("max", self.config)), then[1:]
+        else:
+            x = layer(x)
+        for name in then:
+            x = each(_operation(name, self.config))(x)
+        return x
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
+    ) -> Float[Array, "b classes"]:
+        """The logits, float32, of `images` as in `outputs`."""
+        return self.outputs(images, key)[self.config.names[-1]]
+
+    def __init__(self, c: config.Cifar, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
+        """A net for images of crop x crop pixels that computes in `dtype`."""
+        self.dtype, self.config = jnp.dtype(dtype), c
+        shape: tuple[int, ...] = (crop, crop, 3)
+        for layer in c.layers:
+            height, width, maps = (1, 1, *shape)[-3:]
+            setattr(self, layer.name, _layer(layer, (height, width, maps), c, rngs))
+            if layer.name != c.names[-1]:
+                image = jax.ShapeDtypeStruct((1, *shape), self.dtype)
+                (output,) = jax.eval_shape(partial(self._hidden, layer), [image])
+                shape = output.shape[1:]
 
 
-class LocalLayer(nnx.Module):
-    """A locally connected layer: a convolution whose kernels and biases each place has for itself.
+class Local(nnx.Module):
+    """A locally connected layer: a convolution with kernels and biases of its own for each place.
 
     Its kernel is [height, width, window * window * seen, maps], its bias [height, width, maps]. The
-    window is centred, and what is outside of the maps is zero, so the sides stay as they are.
+    window is centred and sees zeros outside of the maps, so the sides stay as they are.
     """
 
-    def __init__(
-        self, c: config.Cifar, layer: config.CifarLayer, shape: tuple[int, ...], rngs: nnx.Rngs
-    ) -> None:
-        """`shape` is the input's, [height, width, seen]."""
-        height, width, seen = shape
-        self.name, self.window = layer.name, layer.window
-        kernel = (height, width, layer.window**2 * seen, layer.units)
-        weights = layer.std * jax.random.normal(rngs.params(), kernel)
-        self.kernel = parameter(weights, None, None, None, None)
-        self.bias = parameter(jnp.zeros((height, width, layer.units)), None, None, None)
-        self.then = tuple(_steps(c)[name] for name in layer.then)
+    def __init__(self, initial: Initial, window: int, seen: Seen, maps: int) -> None:
+        self.name, self.window = initial.name, window
+        places = {"height": seen[0], "width": seen[1]}
+        axes = places | {"in": window**2 * seen[2], "out": maps}
+        self.kernel = initial.weights(axes, split="")
+        self.bias = initial.biases(places | {"out": maps}, split="")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, height, width, seen] -> [b, height, width, maps], or less if pooling follows."""
+    def __call__(self, x: Towers) -> Towers:
+        """[b, height, width, seen] -> [b, height, width, maps]."""
         with jax.named_scope(self.name):
-            kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-            x = jnp.einsum("bhwk,hwkn->bhwn", self._windows(x), kernel) + bias
-            return _in_turn(self.then, x)
+            kernel, bias = (p[...].astype(x[0].dtype) for p in (self.kernel, self.bias))
+            return [jnp.einsum("bhwk,hwkn->bhwn", self._windows(x[0]), kernel) + bias]
 
     def _windows(self, x: jax.Array) -> jax.Array:
         """What each place sees: [b, height, width, window * window * seen], row by row."""
@@ -84,91 +96,28 @@ class LocalLayer(nnx.Module):
         return jnp.concatenate(parts, axis=-1)
 
 
-class DenseLayer(TowerDense):
-    """A hidden fully connected layer and its activation."""
-
-    def __init__(
-        self, c: config.Cifar, layer: config.CifarLayer, places: int, seen: int, rngs: nnx.Rngs
-    ) -> None:
-        super().__init__(places, seen, layer.units, **_initial(layer, rngs))
-        self.then = tuple(_steps(c)[name] for name in layer.then)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[b, ..., seen] -> [b, neurons], in x's dtype."""
-        return _in_turn(self.then, super().__call__(x))
-
-
-class CifarNet(nnx.Module):
-    """The layers that `config.Cifar` lists. Pooling halves a side, rounded up: 32, 16, 8, 4."""
-
-    def __init__(self, c: config.Cifar, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
-        """A net for images of crop x crop pixels that computes in `dtype`."""
-        self.dtype, self.names = jnp.dtype(dtype), c.names
-        shape = (1, crop, crop, 3)
-        for layer in c.layers:
-            module = _module(c, layer, shape, rngs)
-            setattr(self, layer.name, module)
-            image = jax.ShapeDtypeStruct(shape, self.dtype)
-            shape = jax.eval_shape(partial(_call, module), image).shape
-
-    def outputs(self, images: jax.Array, draw: DropoutKey | None = None) -> dict[str, jax.Array]:
-        """The output of every layer, by name; the last are the logits, [b, classes] float32.
-
-        Args:
-          images: [b, crop, crop, 3], the mean subtracted.
-          draw: no use is made of it: these nets have no dropout.
-        """
-        del draw
-        out, x = {}, images.astype(self.dtype)
-        for name in self.names:
-            x = out[name] = _call(getattr(self, name), x)
-        return out
-
-    def __call__(self, images: jax.Array, draw: DropoutKey | None = None) -> jax.Array:
-        """The logits, [b, classes] float32, of `images` as in `outputs`."""
-        return self.outputs(images, draw)[self.names[-1]]
-
-
-Layer = ConvLayer | LocalLayer | DenseLayer | Logits
-
-
-def _module(
-    c: config.Cifar, layer: config.CifarLayer, shape: tuple[int, ...], rngs: nnx.Rngs
-) -> Layer:
-    """The layer for inputs of `shape`."""
-    _, *places, seen = shape
+def _layer(
+    layer: config.CifarLayer, seen: Seen, c: config.Cifar, rngs: nnx.Rngs
+) -> Conv | Local | Dense | Logits:
+    initial = Initial(layer.name, layer.std, 0.0, rngs)
     if layer.kind == "conv":
-        return ConvLayer(c, layer, seen, rngs)
+        return Conv(initial, layer.window, seen[-1], layer.units, towers=1)
     if layer.kind == "local":
-        return LocalLayer(c, layer, shape[1:], rngs)
+        return Local(initial, layer.window, seen, layer.units)
     if layer.name == c.names[-1]:
-        return Logits(math.prod(places) * seen, layer.units, **_initial(layer, rngs))
-    return DenseLayer(c, layer, math.prod(places), seen, rngs)
+        return Logits(initial, seen, layer.units)
+    return Dense(initial, seen, layer.units, towers=1)
 
 
-def _call(layer: Layer, x: jax.Array) -> jax.Array:
-    return layer(x.reshape(x.shape[0], -1) if isinstance(layer, Logits) else x)
-
-
-def _initial(layer: config.CifarLayer, rngs: nnx.Rngs) -> dict[str, Any]:
-    """What a layer is told of its parameters."""
-    return {"name": layer.name, "std": layer.std, "bias": 0.0, "rngs": rngs}
-
-
-def _steps(c: config.Cifar) -> dict[str, Step]:
+def _operation(name: str, c: config.Cifar) -> Operation:
     """What can follow a layer, by its name in the config."""
-    pool: dict[str, Any] = {"window": c.pool_window, "stride": c.pool_stride}
-    return {
+    window, stride = c.pool_window, c.pool_stride
+    operations: dict[str, Operation] = {
         "relu": jax.nn.relu,
         "tanh": jnp.tanh,
-        "max": partial(max_pool_over_edges, **pool),
-        "average": partial(average_pool_over_edges, **pool),
-        "within_map": partial(normalise_within_maps, formula=c.within_map),
-        "across_maps": lambda x: normalise_across_maps(x, c.across_maps, x.shape[-1]),
+        "max": partial(ops.max_pool_over_edges, window=window, stride=stride),
+        "average": partial(ops.average_pool_over_edges, window=window, stride=stride),
+        "within_map": partial(ops.lrn_within, formula=c.within_map),
+        "across_maps": partial(ops.lrn, formula=c.across_maps),
     }
-
-
-def _in_turn(steps: tuple[Step, ...], x: jax.Array) -> jax.Array:
-    for step in steps:
-        x = step(x)
-    return x
+    return operations[name]

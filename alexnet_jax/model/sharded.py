@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-COMPILER_OPTIONS = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool | int]] = {
     # On a CPU, XLA computes convolutions by its library YNNPACK, if nothing else is said. XLA's own
     # convolutions are up to three times as fast in the gradients (docs/performance.md), so YNNPACK
     # is left the matrix products only.
