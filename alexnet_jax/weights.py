@@ -12,7 +12,8 @@ What a layout cannot say: Caffe's own networks normalise across both towers' map
 not; torchvision's AlexNet is another network, without towers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -23,6 +24,7 @@ from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.layers import Conv, Dense, Logits
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
@@ -32,25 +34,28 @@ from alexnet_jax.training import trained
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
 
-Layout = Literal["classic", "torch", "caffe"]
 Params = Mapping[str, Mapping[str, np.ndarray]]
 """Arrays by layer and name, 'kernel' or 'bias', with the shapes of `ShardedModel.shapes`."""
 
-_NAMES = {
-    "classic": {"kernel": "kernel", "bias": "bias"},
-    "torch": {"kernel": "weight", "bias": "bias"},
-    "caffe": {"kernel": "0", "bias": "1"},
+
+class _Layout(NamedTuple):
+    """How another program has a layer's parameters.
+
+    A fully connected kernel is a matrix: the axes other than 'out' are merged, in this order.
+    """
+
+    kernel: str  # its name
+    bias: str
+    axes: tuple[str, ...]  # the order of the kernel's axes
+    colours: Literal["RGB", "BGR"]  # the order in which the first layer sees them
+
+
+Layout = Literal["classic", "torch", "caffe"]
+LAYOUTS: dict[Layout, _Layout] = {
+    "classic": _Layout("kernel", "bias", ("height", "width", "in", "out"), "RGB"),
+    "torch": _Layout("weight", "bias", ("out", "in", "height", "width"), "RGB"),
+    "caffe": _Layout("0", "1", ("out", "in", "height", "width"), "BGR"),
 }
-
-
-class _Tensor(NamedTuple):
-    """How a layout has one parameter: under which name, in which shape, made and read how."""
-
-    layer: str
-    name: str  # 'kernel' or 'bias'
-    shape: tuple[int, ...]
-    write: Callable[[np.ndarray], np.ndarray]
-    read: Callable[[np.ndarray], np.ndarray]
 
 
 def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str, np.ndarray]:
@@ -60,13 +65,13 @@ def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str
       UserError: the layout has no place for such a network.
     """
     return {
-        key: np.ascontiguousarray(tensor.write(np.asarray(params[tensor.layer][tensor.name])))
-        for key, tensor in _tensors(network, layout).items()
+        tensor: np.ascontiguousarray(_write(np.asarray(params[layer][name]), layer, axes, layout))
+        for tensor, (layer, name, axes) in _tensors(network, layout).items()
     }
 
 
 def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout: Layout) -> Params:
-    """The parameters that `to_layout` would have made these tensors of, as float32.
+    """The parameters of which `to_layout` makes these tensors, as float32.
 
     Raises:
       UserError: a tensor is missing, is of no layer, or has another shape.
@@ -79,81 +84,76 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
             f"tensor {odd[0]!r} {what}; --layout={layout} has {', '.join(sorted(wanted))}"
         )
     params: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
-    for key, tensor in wanted.items():
-        array = tensors[key].astype(np.float32)
-        if array.shape != tensor.shape:
+    for tensor, (layer, name, axes) in wanted.items():
+        array, shape = tensors[tensor].astype(np.float32), network.shapes[layer][name].shape
+        expected = _write(np.empty(shape, np.float32), layer, axes, layout).shape
+        if array.shape != expected:
             raise UserError(
-                f"tensor {key!r} is {list(array.shape)}, the config's network has "
-                f"{list(tensor.shape)} (--layout={layout})"
+                f"tensor {tensor!r} is {list(array.shape)}, the config's network has "
+                f"{list(expected)} (--layout={layout})"
             )
-        params[tensor.layer][tensor.name] = np.ascontiguousarray(tensor.read(array))
+        params[layer][name] = np.ascontiguousarray(_read(array, layer, axes, layout).reshape(shape))
     return params
 
 
-def _tensors(network: ShardedModel, layout: Layout) -> dict[str, _Tensor]:
-    """Every tensor of a layout, by its name there.
+Axes = Mapping[str, int]
+"""Names and sizes of a parameter's axes, as it was declared (see `model.layers`)."""
+
+
+def _tensors(network: ShardedModel, layout: Layout) -> dict[str, tuple[str, str, Axes]]:
+    """Layer, name and axes of every parameter, by the name of its tensor in a layout.
 
     Raises:
       UserError: the layout has no place for such a network.
     """
-    _check(network, layout)
+    module, names = network.module(), LAYOUTS[layout]
+    if layout != "classic":
+        _check(module, layout)
     return {
-        f"{layer}.{_NAMES[layout][name]}": _tensor(layer, name, leaf.shape, network, layout)
-        for layer, leaves in network.shapes.items()
-        for name, leaf in leaves.items()
+        f"{layer}.{getattr(names, name)}": (layer, name, getattr(getattr(module, layer), name).axes)
+        for layer, parameters in network.shapes.items()
+        for name in parameters
     }
 
 
-def _tensor(
-    layer: str, name: str, shape: tuple[int, ...], network: ShardedModel, layout: Layout
-) -> _Tensor:
-    if layout == "classic" or name == "bias":
-        return _Tensor(layer, name, shape, np.asarray, np.asarray)
-    seen = _seen_by_fc6(network) if layer == "fc6" else 1
-    colours = slice(None, None, -1 if layout == "caffe" and layer == "conv1" else 1)
-    return _Tensor(
-        layer,
-        name,
-        (*shape[:-3:-1], *shape[:-2]),  # outputs first, inputs second
-        lambda kernel: _outputs_first(kernel, seen)[:, colours],
-        lambda tensor: _outputs_last(tensor[:, colours], seen),
-    )
+def _write(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndarray:
+    """A parameter of ours, with the axes of a layout."""
+    if len(axes) == 1 or layout == "classic":
+        return array
+    order = LAYOUTS[layout].axes
+    kernel = array.reshape(tuple(axes.values())).transpose([list(axes).index(n) for n in order])
+    kernel = _recoloured(kernel, layer, layout)
+    return kernel if array.ndim == 4 else kernel.reshape(axes["out"], -1)
 
 
-def _outputs_first(kernel: np.ndarray, seen: int) -> np.ndarray:
-    """[h, w, in, out] -> [out, in, h, w]; [places * seen, out] -> [out, seen * places]."""
-    if kernel.ndim == 4:
-        return kernel.transpose(3, 2, 0, 1)
-    return kernel.reshape(-1, seen, kernel.shape[-1]).transpose(2, 1, 0).reshape(kernel.T.shape)
+def _read(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndarray:
+    """The inverse of `_write`, but for a matrix's shape."""
+    if len(axes) == 1 or layout == "classic":
+        return array
+    order = LAYOUTS[layout].axes
+    kernel = _recoloured(array.reshape([axes[name] for name in order]), layer, layout)
+    return kernel.transpose([order.index(name) for name in axes])
 
 
-def _outputs_last(kernel: np.ndarray, seen: int) -> np.ndarray:
-    """What `_outputs_first` was given."""
-    if kernel.ndim == 4:
-        return kernel.transpose(2, 3, 1, 0)
-    return kernel.reshape(len(kernel), seen, -1).transpose(2, 1, 0).reshape(kernel.T.shape)
+def _recoloured(kernel: np.ndarray, layer: str, layout: Layout) -> np.ndarray:
+    """The first layer's kernels, with the layout's order of the colours that they see."""
+    reverse = layer == "conv1" and LAYOUTS[layout].colours == "BGR"
+    return np.flip(kernel, LAYOUTS[layout].axes.index("in")) if reverse else kernel
 
 
-def _check(network: ShardedModel, layout: Layout) -> None:
-    module = network.bind(network.shapes)
-    if layout == "classic":
-        return
+def _check(module: Any, layout: Layout) -> None:
+    """Raises UserError if the layout has no place for such a network."""
     if not isinstance(module, AlexNet):
         raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
-    inputs = {layer: network.shapes[layer]["kernel"].shape[0] for layer in ("fc7", "fc8")}
-    outputs = {layer: network.shapes[layer]["kernel"].shape[1] for layer in ("fc6", "fc7")}
-    last = [layer for layer in network.shapes if layer.startswith("conv")][-1]
-    whole = network.shapes[last]["bias"].shape[0]
-    if inputs["fc7"] != outputs["fc6"] or _seen_by_fc6(network) != whole:
-        raise UserError(
-            f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must be "
-            f"in config.model.cross; give --layout=classic"
-        )
-
-
-def _seen_by_fc6(network: ShardedModel) -> int:
-    """Maps that each neuron of fc6 sees."""
-    return int(network.bind(network.shapes).fc6.seen)
+    last: Any = [getattr(module, name) for name in ("conv6", "conv5", "conv4", "conv3")]
+    conv = next(layer for layer in last if isinstance(layer, Conv))
+    layers: Sequence[Conv | Dense | Logits] = (conv, module.fc6, module.fc7, module.fc8)
+    for before, layer in itertools.pairwise(layers):
+        if layer.kernel.axes["in"] != before.kernel.axes["out"]:
+            raise UserError(
+                f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must "
+                f"be in config.model.cross; give --layout=classic"
+            )
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    params = from_layout(_read(file), setup.network, layout)
+    params = from_layout(_load(file), setup.network, layout)
     state = init_state(setup)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
@@ -198,7 +198,7 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     print(f"{file} is checkpoint 0 of {folder}")
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def _load(file: Path) -> dict[str, np.ndarray]:
     library = _safetensors()
     try:
         return library.numpy.load_file(file)

@@ -61,15 +61,15 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
 
     tensors = weights.to_layout(params, network, layout)
     c = make_config().model
-    names = weights._NAMES[layout]
+    names = weights.LAYOUTS[layout]
 
     def load(module, layer):
-        module.weight.data = torch.tensor(tensors[f"{layer}.{names['kernel']}"])
-        module.bias.data = torch.tensor(tensors[f"{layer}.{names['bias']}"])
+        module.weight.data = torch.tensor(tensors[f"{layer}.{names.kernel}"])
+        module.bias.data = torch.tensor(tensors[f"{layer}.{names.bias}"])
         return module
 
     def conv(layer, **how):
-        out, seen, window, _ = tensors[f"{layer}.{names['kernel']}"].shape
+        out, seen, window, _ = tensors[f"{layer}.{names.kernel}"].shape
         module = nn.Conv2d(seen * how.get("groups", 1), out, window, **how)
         return load(module, layer)
 
@@ -86,7 +86,7 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
             return x / (r.k + r.alpha * total) ** r.beta
 
     def dense(layer):
-        out, seen = tensors[f"{layer}.{names['kernel']}"].shape
+        out, seen = tensors[f"{layer}.{names.kernel}"].shape
         return load(nn.Linear(seen, out), layer)
 
     class Half(nn.Module):

@@ -33,18 +33,20 @@ class Initial(NamedTuple):
     bias: float
     rngs: nnx.Rngs
 
-    def weights(self, axes: Axes, split: str) -> nnx.Param[jax.Array]:
-        """A kernel: normal numbers, of mean 0."""
-        value = self.std * jax.random.normal(self.rngs.params(), tuple(axes.values()))
-        return _parameter(value, axes, split)
+    def weights(self, axes: Axes, split: str, *, matrix: bool = False) -> nnx.Param[jax.Array]:
+        """A kernel: normal numbers, of mean 0. A `matrix` is kept as [all other axes, out]."""
+        inputs = math.prod(axes.values()) // axes["out"]
+        kept = {"in": inputs, "out": axes["out"]} if matrix else axes
+        value = self.std * jax.random.normal(self.rngs.params(), tuple(kept.values()))
+        return _parameter(value, kept, split, axes)
 
     def biases(self, axes: Axes, split: str) -> nnx.Param[jax.Array]:
         """Constant biases."""
-        return _parameter(jnp.full(tuple(axes.values()), self.bias), axes, split)
+        return _parameter(jnp.full(tuple(axes.values()), self.bias), axes, split, axes)
 
 
-def _parameter(value: jax.Array, axes: Axes, split: str) -> nnx.Param[jax.Array]:
-    spec = tuple(TOWER if name == split else None for name in axes)
+def _parameter(value: jax.Array, kept: Axes, split: str, axes: Axes) -> nnx.Param[jax.Array]:
+    spec = tuple(TOWER if name == split else None for name in kept)
     return nnx.Param(value, axes=dict(axes), out_sharding=spec, eager_sharding=False)
 
 
@@ -105,9 +107,7 @@ class Dense(TowerLayer):
 
     def __init__(self, initial: Initial, seen: Seen, neurons: int, towers: int) -> None:
         self.name, self.towers, self.units = initial.name, towers, neurons
-        self.seen = seen  # flattened, with the maps last, they are the axis 'in'
-        axes = {"in": math.prod(seen), "out": towers * neurons}
-        self.kernel = initial.weights(axes, split="out")
+        self.kernel = initial.weights(_axes(seen, towers * neurons), split="out", matrix=True)
         self.bias = initial.biases({"out": towers * neurons}, split="out")
 
     def __call__(self, x: Towers) -> Towers:
@@ -124,8 +124,8 @@ class Logits(nnx.Module):
 
     def __init__(self, initial: Initial, seen: Seen, classes: int) -> None:
         """`seen` are the maps of both towers."""
-        self.name, self.seen = initial.name, seen
-        self.kernel = initial.weights({"in": math.prod(seen), "out": classes}, split="in")
+        self.name = initial.name
+        self.kernel = initial.weights(_axes(seen, classes), split="in", matrix=True)
         self.bias = initial.biases({"out": classes}, split="")
 
     def __call__(self, x: Towers) -> Float[Array, "b classes"]:
@@ -147,6 +147,10 @@ class LeftOut(nnx.Module):
     def __call__(self, x: Towers) -> Towers:
         """`x` as it is."""
         return x
+
+
+def _axes(seen: Seen, neurons: int) -> Axes:
+    return {"height": seen[0], "width": seen[1], "in": seen[2], "out": neurons}
 
 
 def _flat(x: jax.Array) -> jax.Array:
