@@ -1,4 +1,4 @@
-"""Two machines with a cable between them: Linux' namespaces of networks and of host names."""
+"""Two machines with a cable between them, made of namespaces of Linux: networks, host names."""
 
 import os
 import shutil
@@ -11,42 +11,42 @@ from typing import NamedTuple
 
 from tests.processes import ROOT, environment
 
-PORT = 8476  # in a network of our own
+PORT = 8476  # free, because the network is our own
 NAMES = ("node-a", "node-b")
-ADDRESSES = ("10.77.0.1", "10.77.0.2")  # on a network that has no other end
-# Its own hosts file, as its own name must lead to the cable.
+ADDRESSES = ("10.77.0.1", "10.77.0.2")  # of a network that is connected to nothing else
+# With a hosts file of its own, because its own name must lead to the cable.
 ON_IT = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
 
 
 def missing() -> str:
-    """Why there can be none here; empty if there can."""
+    """Why this test machine cannot make them; empty if it can."""
     if os.geteuid() != 0:
         return "only root can make networks"
     return "" if shutil.which("ip") else "apt-get install iproute2"
 
 
 class Machine(NamedTuple):
-    """One of two, of which a file system is all that they share; or the one that we are on."""
+    """One of the two, which share only the file system; or this one."""
 
     name: str
     address: str
-    space: str = ""  # its namespace; empty for the one that we are on
+    space: str = ""  # its namespace; empty for this machine
     hosts: Path | None = None
 
     @property
     def cable(self) -> str:
-        """Its end of it."""
+        """Its end of the cable."""
         return f"{self.space}v"
 
     def inside(self, line: Sequence[str]) -> list[str]:
-        """What runs `line` on it."""
+        """The command that runs `line` on it."""
         if not self.space:
             return list(line)
         own = ["unshare", "--uts", "--mount", "sh", "-c", ON_IT, str(self.hosts), self.name]
         return ["nsenter", f"--net=/run/netns/{self.space}", *own, *line]
 
     def start(self, line: Sequence[str], number: int, count: int) -> subprocess.Popen:
-        """`line` as process `number` of `count`, of which the first is on the first machine."""
+        """Starts `line` as process `number` of `count`; process 0 must be on the first machine."""
         place = {"JAX_COORDINATOR_ADDRESS": f"{ADDRESSES[0]}:{PORT}"}
         place |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
         return subprocess.Popen(
@@ -59,18 +59,18 @@ class Machine(NamedTuple):
         )
 
     def sent(self) -> int:
-        """Bytes that it has sent to the other."""
+        """How many bytes it has sent to the other."""
         counter = f"/sys/class/net/{self.cable}/statistics/tx_bytes"
         return int(_run("ip", "netns", "exec", self.space, "cat", counter))
 
     def plug(self, state: str) -> None:
-        """Its end of the cable: 'down' or 'up'."""
+        """Connects its end of the cable, or disconnects it: 'up' or 'down'."""
         _run("ip", "-n", self.space, "link", "set", self.cable, state)
 
 
 @contextmanager
 def two_machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
-    """They are there inside; `folder` gets their hosts file."""
+    """Makes them, and removes them at the end; `folder` gets their hosts file."""
     hosts = folder / "hosts"
     known = zip(ADDRESSES, NAMES, strict=True)
     hosts.write_text("".join(f"{address} {name}\n" for address, name in known))
@@ -94,7 +94,7 @@ def two_machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
 
 
 def this_machine() -> Machine:
-    """The one that we are on."""
+    """The machine that runs the test."""
     return Machine(socket.gethostname().partition(".")[0], "127.0.0.1")
 
 

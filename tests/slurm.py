@@ -1,4 +1,4 @@
-"""A SLURM in its own folder, on loopback or on machines of tests/machines.py, as root."""
+"""A SLURM in a folder of its own, on this machine or on those of tests/machines.py; needs root."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ PartitionName=debug Nodes=ALL Default=YES State=UP
 
 
 def missing() -> str:
-    """Why there can be none here; empty if there can."""
+    """Why this machine cannot start it; empty if it can."""
     if os.geteuid() != 0:
         return "SLURM's daemons are started as root"
     found = [name for name in PROGRAMS if not shutil.which(name)]
@@ -53,7 +53,7 @@ def missing() -> str:
 
 
 class Cluster(NamedTuple):
-    """Where its commands run, and with what environment."""
+    """The machine of the controller, where its commands run, and their environment."""
 
     machine: Machine
     environment: dict[str, str]
@@ -61,7 +61,7 @@ class Cluster(NamedTuple):
 
 @contextmanager
 def cluster(folder: Path, machines: Sequence[Machine] = (this_machine(),)) -> Iterator[Cluster]:
-    """Starts it, with its controller on the first of its machines; stopped at the end."""
+    """Starts it, with the controller on the first of its machines, and stops it at the end."""
     (folder / "state").mkdir(parents=True)
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
@@ -95,36 +95,36 @@ def cluster(folder: Path, machines: Sequence[Machine] = (this_machine(),)) -> It
 
 
 class Job:
-    """A job of `cluster`'s."""
+    """A job in the queue of a cluster."""
 
     def __init__(self, cluster: Cluster, *line: str) -> None:
-        """`line`: sbatch's options, the script and its options."""
+        """Submits it; `line` has the options of sbatch, the script and its options."""
         self._cluster = cluster
         self.number = self._run("sbatch", "--parsable", *line).strip()
 
     def state(self) -> str:
         """PENDING, RUNNING, COMPLETED, FAILED ..."""
-        told = self._run("scontrol", "show", "job", self.number)
-        return told.partition("JobState=")[2].split()[0]
+        text = self._run("scontrol", "show", "job", self.number)
+        return text.partition("JobState=")[2].split()[0]
 
     def signal(self, name: str) -> None:
         """Sends a signal to its tasks."""
         self._run("scancel", "--signal", name, self.number)
 
     def wait(self, seconds: float) -> str:
-        """Its last state, at the end or when so many seconds are over.
+        """Waits until it ends, at most so many seconds; returns its state.
 
-        A job that was put into the queue again waits there for two minutes by default; here ten
-        seconds, after which the node has forgotten that it was to end it.
+        A job that returned to the queue waits there for two minutes by default. Here it waits for
+        ten seconds, which the node needs to forget that it had to end this job.
         """
         now = time.monotonic()
-        end, came = now + seconds, now
+        end, pending_since = now + seconds, now
         while time.monotonic() < end:
             if (state := self.state()) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
                 return state
             if state != "PENDING":
-                came = time.monotonic()
-            elif time.monotonic() > came + 10:
+                pending_since = time.monotonic()
+            elif time.monotonic() > pending_since + 10:
                 self._run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
             time.sleep(1)
         return self.state()
