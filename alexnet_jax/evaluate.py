@@ -12,11 +12,11 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Float, Int
 
 from alexnet_jax import config
 from alexnet_jax.runtime import cli, host
@@ -27,6 +27,8 @@ from alexnet_jax.training import trained
 from alexnet_jax.training.scores import Scores, label_ranks, mean_scores
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
+Probs = Float[np.ndarray, "images classes"]
+Labels = Int[np.ndarray, " images"]
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
@@ -53,8 +55,9 @@ def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
     evaluator, split = net.setup.evaluator, net.setup.validation
     with Stop() as stop:
         for ten_views, name in ((False, "centre crop"), (True, "ten views")):
-            how: dict[str, Any] = {"ten_views": ten_views, "what": name, "check": stop.check}
-            scored = evaluator.score(net.params, split, **how)
+            scored = evaluator.score(
+                net.params, split, ten_views=ten_views, what=name, check=stop.check
+            )
             say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
 
 
@@ -76,9 +79,9 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     labels = nets[0].setup.validation.labels
     probs = []
     for net in nets:
-        look = net.setup.evaluator.log_probs
+        evaluator, split = net.setup.evaluator, net.setup.validation
         name = f"{net.folder}, step {net.step}"
-        log = look(net.params, net.setup.validation, ten_views=ten_views, what=name)
+        log = evaluator.log_probs(net.params, split, ten_views=ten_views, what=name)
         probs.append(np.exp(log))
         say(f"{name}: {score_probs(probs[-1], labels).text()}")
     if not search:
@@ -94,38 +97,31 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     return together
 
 
-def average(probs: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The mean of probabilities, each float [n, classes], weighted by `weights`, float [nets]."""
+def average(probs: Sequence[Probs], weights: Float[np.ndarray, " networks"]) -> Probs:
+    """The weighted mean of the probabilities that several networks give."""
     shares = weights / weights.sum()
     weighted = (np.float32(w) * part for w, part in zip(shares, probs, strict=True))
     return functools.reduce(np.add, weighted)
 
 
-def score_probs(probs: np.ndarray, labels: np.ndarray) -> Scores:
-    """The scores of images with these `labels`, int [n], by `probs`, float [n, classes]."""
+def score_probs(probs: Probs, labels: Labels) -> Scores:
+    """Loss and error rates of probabilities."""
     ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
-    losses = -np.log(np.maximum(_own(probs, labels), TINY))
+    losses = -np.log(np.maximum(_label_probs(probs, labels), TINY))
     return mean_scores(losses, np.asarray(ranks))
 
 
-def search_weights(probs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+def search_weights(probs: Sequence[Probs], labels: Labels) -> Float[np.ndarray, " networks"]:
     """The weights, with sum 1, of the average with the lowest mean loss: a coordinate search.
 
     Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept.
     A set of factors is tried until none lowers the loss; then comes a set that is nearer to 1.
-
-    Args:
-      probs: of each network, float [n, classes].
-      labels: int [n].
-
-    Returns:
-      float64 [networks].
     """
     weights = np.ones(len(probs)) / len(probs)
-    own = np.stack([_own(part, labels) for part in probs]).astype(np.float64)
+    found = np.stack([_label_probs(part, labels) for part in probs]).astype(np.float64)
 
     def loss(weights: np.ndarray) -> float:
-        return float(-np.log(np.maximum(weights @ own / weights.sum(), TINY)).mean())
+        return float(-np.log(np.maximum(weights @ found / weights.sum(), TINY)).mean())
 
     lowest = loss(weights)
     for factors in ((0.0, 0.5, 2.0), (0.8, 1.25), (0.95, 1.05)):
@@ -141,8 +137,8 @@ def search_weights(probs: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarra
     return weights
 
 
-def _own(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of each image's label: float [n]."""
+def _label_probs(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
+    """The probability of each image's label."""
     return np.take_along_axis(probs, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 

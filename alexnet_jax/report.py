@@ -46,7 +46,7 @@ OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
 class Errors(NamedTuple):
-    """Shares of a split's images, in [0, 1]."""
+    """Error rates on a split, in [0, 1]."""
 
     top1: float
     top5: float
@@ -54,7 +54,7 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir tells. Errors are None where they were not measured."""
+    """What a workdir holds about its run. Errors are None where they were not measured."""
 
     config: config.Config
     records: str  # their hash
@@ -66,10 +66,10 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Equal for runs that differ in their seed alone."""
+        """Equal for runs that differ only in their seed."""
         c = self.config
         values = config.fixed_values(config.as_dict(c)) | {"seed": None}
-        length = [c.epochs, c.steps, self.finished]  # may change while a run goes on; decisive here
+        length = [c.epochs, c.steps, self.finished]  # not fixed, but longer runs are another kind
         return json.dumps([c.experiment.name, self.records, length, values], sort_keys=True)
 
     @property
@@ -142,14 +142,14 @@ def _name(runs: list[Run]) -> str:
 
 
 def _apart(runs: list[Run], namesakes: list[list[Run]]) -> str:
-    """The values by which runs differ from others of the same name."""
+    """The values in which runs differ from others with the same name."""
     mine = config.fixed_values(config.as_dict(runs[0].config))
     keys = {key for group in namesakes for key in _differing(group[0].config, runs[0].config)}
     return "".join(f", {key}={mine[key]}" for key in sorted(keys & mine.keys() - {"seed"}))
 
 
 def _compared(runs: list[Run], groups: list[list[Run]]) -> str:
-    """The difference to the runs that these are to be compared with, in percentage points."""
+    """The difference from the runs that these are compared with, in percentage points."""
     against = runs[0].config.experiment.against
     others = [g for g in groups if _name(g) == against and g[0].records == runs[0].records]
     if not others:
@@ -173,7 +173,7 @@ def _means(errors: list[Errors | None]) -> Errors | None:
 
 
 def _text(errors: list[Errors | None]) -> str:
-    """In percent, with the spread over seeds."""
+    """The mean in percent, with the standard deviation over seeds."""
     known = [one for one in errors if one is not None]
     if not known:
         return NOT_RUN
@@ -192,13 +192,14 @@ def _trained(run: Run) -> str:
 
 
 def _machine(start: workdir.Start) -> str:
-    """In words. CPU devices share the cores of one machine."""
+    """The devices of a machine. CPU devices share its cores."""
     if start.kind == "cpu":
         return f"{start.devices} CPU devices, {start.cores} cores of {start.cpu}"
     return f"{start.devices} x {start.kind}"
 
 
 def _last(lines: list[dict[str, Any]], prefix: str) -> Errors | None:
+    """The errors of the last line of metrics that has them."""
     for line in reversed(lines):
         if line.get(f"{prefix}/top1_error") is not None:
             return Errors(line[f"{prefix}/top1_error"], line[f"{prefix}/top5_error"])

@@ -1,4 +1,4 @@
-"""Each ablation differs from the whole network in what it is called after, and can be built."""
+"""Each ablation differs from the whole network only in its named values, and can be built."""
 
 import pytest
 from alexnet_jax.configs import ablations, alexnet_2012
@@ -58,7 +58,7 @@ def test_a_convolution_left_out_is_gone(left_out):
 
 
 @pytest.mark.parametrize("name", ["no_overlap", "no_dropout", "tanh", "no_momentum"])
-def test_what_is_no_parameter_leaves_the_parameters(name):
+def test_an_ablation_without_parameters_keeps_the_parameters(name):
     assert sum(counts(name).values()) == WHOLE
 
 

@@ -14,13 +14,13 @@ from tests.conftest import make_config
 
 
 @pytest.mark.parametrize("recipe", [alexnet, alexnet_2012, tiny])
-def test_every_recipe_fits_the_schema_and_survives_json(recipe):
+def test_every_recipe_is_accepted_and_survives_json(recipe):
     c = config.parse(recipe.get_config())
     assert config.parse(json.loads(json.dumps(config.as_dict(c)))) == c
 
 
 @pytest.mark.parametrize("name", cifar10.NETS)
-def test_every_cifar_net_fits_the_schema(name):
+def test_every_cifar_net_is_accepted(name):
     c = config.parse(cifar10.get_config(name))
     assert c.epochs == {"18": 140, "26": 30, "11": 520, "relu": 60, "tanh": 60}.get(name, 160)
 
@@ -88,7 +88,7 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
         ("optim.layer_decay", {"fc9": 1.0}, "config: 'fc9' in optim.layer_decay"),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(key, value, said):
+def test_a_wrong_value_is_named_in_one_line(key, value, said):
     values = config.as_dict(config.parse(alexnet.get_config()))
     *sections, last = key.split(".")
     section = values
@@ -144,7 +144,7 @@ def test_phases_must_begin_at_zero_and_rise():
         config.parse(values)
 
 
-def test_what_changes_no_result_may_differ_between_runs():
+def test_a_changeable_value_is_no_difference():
     values = config.as_dict(config.parse(tiny.get_config()))
     then = json.loads(json.dumps(values))
     values["devices"], values["epochs"], values["data"]["threads"] = 4, 1, 3
@@ -178,7 +178,7 @@ def leaves(values, at=()):
 
 
 @pytest.mark.parametrize("get", [alexnet.get_config, tiny.get_config, cifar10.get_config])
-def test_whatever_a_key_is_set_to_is_taken_or_refused_by_name(get):
+def test_any_value_of_any_key_is_accepted_or_refused_by_name(get):
     whole = config.as_dict(config.parse(get()))
     refused = 0
     for path in leaves(whole):

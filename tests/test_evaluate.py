@@ -1,4 +1,4 @@
-"""Several networks together: averages, searched weights, and what does not belong together."""
+"""Averages of several networks, the search for their weights, and networks that do not match."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def softmax(scores):
 
 
 def guesses(labels, strength):
-    """Probabilities of a network that knows the labels to some extent."""
+    """Probabilities that favour the right labels by some `strength`."""
     known = np.eye(10)[labels] * strength
     return softmax(known + RNG.normal(size=(len(labels), 10)))
 
@@ -116,7 +116,7 @@ def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
 def test_the_command_writes_what_it_found(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         evaluate.host, "configure_jax", lambda devices: None
-    )  # the process has begun
+    )  # JAX has its devices already
     written = tmp_path / "scores.json"
     workdirs = f"--workdirs={runs}/a,{runs}/b"
     evaluate.main([workdirs, "--views=1", "--devices=2", f"--json={written}"])
@@ -155,7 +155,7 @@ def test_a_wrong_command_is_one_line(runs, capsys, monkeypatch, options, said):
 @pytest.mark.parametrize(
     ("step", "said"), [("7", "has no checkpoint of step 7; it has 4"), ("last", "--step=last")]
 )
-def test_a_step_that_is_none_is_refused(runs, step, said):
+def test_a_checkpoint_that_does_not_exist_is_refused(runs, step, said):
     with pytest.raises(UserError, match=said):
         trained.open_trained(runs / "a", step=trained.parse_step(step))
 

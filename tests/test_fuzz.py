@@ -1,4 +1,4 @@
-"""Bad images by the hundred, and configs' values of every kind: named and refused."""
+"""Hundreds of damaged and strange image files: prepare and predict name each bad one."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def good(rng: np.random.Generator, suffix: str = ".jpg") -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
-    """A PNG whose header says this size."""
+    """A PNG with this size in its header."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -52,7 +52,7 @@ def bmp_of(width: int, height: int) -> bytes:
 
 
 def jpeg_of(width: int, height: int) -> bytes:
-    """A small JPEG whose header says another size."""
+    """A small JPEG with another size in its header."""
     data = bytearray(good(np.random.default_rng(0)))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)
@@ -60,7 +60,7 @@ def jpeg_of(width: int, height: int) -> bytes:
 
 
 def bad_ones(count: int) -> dict[str, bytes]:
-    """By name, what no program can make a image of."""
+    """Files that no program can decode, by name."""
     rng, draw = random.Random(0), np.random.default_rng(0)
     zeros = zlib.compress(bytes(10_000_000))
     fixed = {
@@ -84,13 +84,13 @@ def bad_ones(count: int) -> dict[str, bytes]:
     for number in range(count):
         suffix = suffixes[number % len(suffixes)]
         data = good(draw, suffix)
-        # A head that is whole and a body that is not: a sixth of the file at most.
+        # A whole header, but at most a sixth of the file.
         fixed[f"cut{number}{suffix}"] = data[: rng.randrange(3, len(data) // 6)]
     return fixed
 
 
 def odd_ones() -> dict[str, bytes]:
-    """What looks odd and is a image."""
+    """Files that look strange but are images."""
     pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 4), np.uint8)
     modes = {"L": "png", "LA": "png", "RGBA": "png", "P": "gif", "1": "png", "CMYK": "jpeg"}
     found = {}

@@ -1,4 +1,4 @@
-"""Labels for images: those of the checkpoint's own scores; files that are none are named."""
+"""predict: labels as in the scores of the split; a line for each file that is no image."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.conftest import make_config
 
 
 @pytest.fixture(autouse=True)
-def in_a_process_that_has_begun(monkeypatch):
+def devices_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(predict.host, "configure_jax", lambda devices: None)
 
 
@@ -39,7 +39,7 @@ def files(net, tmp_path_factory):
 
 
 @pytest.mark.parametrize("ten_views", [False, True])
-def test_labels_are_those_of_the_splits_scores(net, files, ten_views):
+def test_labels_are_those_that_the_scores_of_the_split_use(net, files, ten_views):
     found, unread = predict.predict(net, files, ten_views=ten_views)
     log = net.setup.evaluator.log_probs(
         net.params, net.setup.validation, ten_views=ten_views, what="all"
@@ -83,7 +83,7 @@ def test_the_command_writes_json_and_draws(net, files, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--out=none/a.png", "--out=a.xyz", "--json=none/a.json"])
-def test_what_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys, option):
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         predict.main([f"--workdir={tmp_path / 'no-run'}", "no-image.jpg", option])
     error = capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys
     assert len(error.splitlines()) == 1
 
 
-def test_the_right_label_has_another_colour_and_all_stand_in_order():
+def test_bars_are_sorted_and_the_right_label_has_another_colour():
     pytest.importorskip("matplotlib")
     image, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
     (guess,) = best_guesses(image[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])

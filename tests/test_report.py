@@ -1,4 +1,4 @@
-"""The table says what the runs' files say: means, spreads and differences by hand."""
+"""report: means, standard deviations and differences, compared with values by hand."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_difference_is_to_the_runs_on_the_same_records_that_are_named(tmp_pa
     assert found == ["+3.00 / +0.00 to whole", "+0.00 / +0.00 to whole", "+0.00 / +0.00 to whole"]
 
 
-def test_of_several_such_runs_the_most_alike_is_compared_with(tmp_path):
+def test_of_several_such_runs_the_most_similar_is_compared_with(tmp_path):
     runs = [
         finished(tmp_path / "a", 0.5, dtype="bfloat16"),
         finished(tmp_path / "other", 0.2, name="whole"),
@@ -72,25 +72,25 @@ def test_of_several_such_runs_the_most_alike_is_compared_with(tmp_path):
     assert rows(report(runs))[0]["compared"] == "+10.00 / +0.00 to whole"
 
 
-def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
+def test_runs_with_one_name_show_the_values_in_which_they_differ(tmp_path):
     runs = [finished(tmp_path / "a", 0.4), finished(tmp_path / "b", 0.4, model__dropout=0.0)]
     names = [row["experiment"] for row in rows(report(runs))]
     assert names == ["a, model.dropout=0.5", "a, model.dropout=0.0"]
 
 
-def test_a_run_that_is_not_over_says_so(tmp_path):
+def test_an_unfinished_run_is_marked(tmp_path):
     (row,) = rows(report([finished(tmp_path / "a", 0.4, epoch=2)]))
     assert row["trained"] == "2 epochs of 6, unfinished (96 steps of 16)"
     assert row["ours, ten views"] == "not run"
     assert row["ours, centre crop"] == "50.00 / 20.00"
 
 
-def test_what_is_planned_and_not_run_has_a_row(tmp_path):
+def test_a_planned_run_that_was_not_run_has_a_row(tmp_path):
     planned = planned_in("configs/cifar10.py")
     assert len(planned) == 9
     run = finished(tmp_path / "a", 0.4, name="cifar10_18")
     table = rows(report([run], planned))
-    assert len(table) == 9  # that one is not told again
+    assert len(table) == 9  # a config that was run has no second row
     told = {row["experiment"]: row for row in table}
     assert told["cifar10_11"]["2012 log"] == "11"
     assert told["cifar10_11"]["ours, ten views"] == "not run"
@@ -115,7 +115,7 @@ def test_one_config_of_a_file_or_a_file_of_one():
         (["--workdirs={run}", "--out={run}"], "is a folder"),
     ],
 )
-def test_what_cannot_be_told_is_one_line(tmp_path, capsys, options, said):
+def test_a_wrong_command_gets_one_line(tmp_path, capsys, options, said):
     run = finished(tmp_path / "a", 0.4)
     with pytest.raises(SystemExit) as stopped:
         main([option.format(run=run) for option in options])

@@ -1,4 +1,4 @@
-"""A run of AlexNet trained by PyTorch, to set beside ours: the same records, draws and recipe.
+"""AlexNet trained by PyTorch, to compare with ours: same records, augmentation and config.
 
     python -m tests.reference.torch_run --config=configs/alexnet_2012.py --workdir=runs/torch [...]
 
@@ -33,7 +33,7 @@ from tests.reference.torch_alexnet import TorchAlexNet
 
 
 class TorchRun:
-    """The network, its velocity, and our images for both."""
+    """PyTorch's network and velocity, trained on our batches."""
 
     def __init__(self, setup: Setup) -> None:
         self.c, self.setup = setup.config, setup
@@ -57,7 +57,7 @@ class TorchRun:
         return losses.detach().cpu().numpy(), ranks(logits.detach(), labels)
 
     def masks(self, images: int) -> tuple:
-        """Of dropout, for fc6 and fc7: not our draws."""
+        """Dropout masks for fc6 and fc7, from PyTorch's random numbers."""
         neurons = (len(self.net.biases[layer]) for layer in ("fc6", "fc7"))
         drawn = (torch.rand(images, n, device=self.device) for n in neurons)
         return tuple((one >= self.c.model.dropout).float() for one in drawn)
@@ -97,13 +97,13 @@ class TorchRun:
         return self.net(x).softmax(1)
 
     def load(self, images: jax.Array) -> torch.Tensor:
-        """[b, h, w, 3] as PyTorch's [b, 3, h, w]."""
+        """Images [b, h, w, 3] as PyTorch's [b, 3, h, w]."""
         array = torch.tensor(np.asarray(images), device=self.device)
         return array.permute(0, 3, 1, 2).contiguous()
 
 
 def ranks(scores: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """How many classes stand before the right one."""
+    """How many classes have a higher score than the right one: int [b]."""
     own = scores.gather(1, labels[:, None])
     return (scores > own).sum(1).cpu().numpy()
 
