@@ -30,7 +30,7 @@ def on_mesh(function):
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P()))
 
 
-everywhere = pytest.mark.parametrize("run", [lambda function: function, on_mesh], ids=["definition", "fast"])
+everywhere = pytest.mark.parametrize("run", [jax.jit, on_mesh], ids=["definition", "fast"])
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -48,7 +48,7 @@ def test_a_form_for_cpus_is_not_in_another_platforms_program(function, monkeypat
     programs = {}
     for platform in (None, "cpu", "gpu"):
         monkeypatch.setattr(ops, "platform", lambda platform=platform: platform)
-        programs[platform] = str(jax.make_jaxpr(partial(function))(*arguments)  # traced anew)
+        programs[platform] = str(jax.make_jaxpr(partial(function))(*arguments))  # traced anew
     assert programs["gpu"] == programs[None] != programs["cpu"]
 
 
