@@ -1,5 +1,6 @@
-"""Which checkpoints are kept."""
+"""Which checkpoints are kept, and what is in them."""
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import pytest
@@ -37,6 +38,13 @@ def test_a_checkpoint_brings_back_state_and_meta_on_another_device(tmp_path):
     assert (restored.step, restored.meta) == (3, {"note": 3})
     assert restored.state["w"].tolist() == [3, 3, 3]
     assert restored.state["w"].devices() == {jax.devices()[1]}
+
+
+def test_only_orbax_logs_nothing(tmp_path, caplog):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        save(checkpoints, 1)
+        absl.logging.warning("from another library")
+    assert [record.message for record in caplog.records] == ["from another library"]
 
 
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):

@@ -37,7 +37,7 @@ def test_all_but_the_last_layer_is_the_other_runs(records, run, devices):
 
 
 @pytest.mark.slow
-def test_it_trains_on_and_goes_on_from_its_own_checkpoint(records, run, tmp_path):
+def test_it_trains_and_resumes_from_its_own_checkpoint(records, run, tmp_path):
     c = make_config(records, init_from=str(run), **SHORT)
     fit(c, tmp_path / "on")
     assert trained.open_trained(tmp_path / "on").step == 3

@@ -14,39 +14,20 @@ import pytest
 
 from alexnet_jax import train
 from alexnet_jax.runtime import workdir
-from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.signals import REQUEUE, Stop, Stopped
 from alexnet_jax.train import fit
 from alexnet_jax.training.scores import Evaluator, RunningScores, mean_scores
-from alexnet_jax.training.setup import make_setup
-from alexnet_jax.training.state import restore_state
 from tests.conftest import make_config
+from tests.runs import lines, saved
 
 ROOT = Path(__file__).parents[1]
 TWO_EPOCHS = {"epochs": 2, "log__every": 3, "batch": 32, "evaluate__batch": 32}
 
 
-def checkpoint(c, folder):
-    """The newest checkpoint's step and arrays, and the step of the best."""
-    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        restored = restore_state(make_setup(c), checkpoints)
-        return restored.step, jax.device_get(restored.state), checkpoints.best_step()
-
-
-def lines(folder):
-    """Metrics but for the times."""
-    told = read_metrics(folder)
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in told]
-
-
 def assert_equal_runs(c, ours, theirs):
-    (step, state, best), (their_step, their_state, their_best) = (
-        checkpoint(c, folder) for folder in (ours, theirs)
-    )
-    assert (step, best) == (their_step, their_best)
-    jax.tree.map(np.testing.assert_array_equal, state, their_state)
+    jax.tree.map(np.testing.assert_array_equal, saved(c, ours), saved(c, theirs))
     assert lines(ours) == lines(theirs)
 
 
@@ -79,7 +60,7 @@ def test_a_signal_during_a_step_changes_no_result(records, whole, tmp_path, monk
         with pytest.raises(Stopped) as stopped:
             fit(c, tmp_path)
     assert stopped.value.status == REQUEUE
-    assert checkpoint(c, tmp_path)[0] == number
+    assert saved(c, tmp_path).step == number
     fit(c, tmp_path)
     assert_equal_runs(c, tmp_path, whole)
 
@@ -103,7 +84,7 @@ def test_a_signal_during_evaluation_leaves_it_and_it_is_done_again(
         with pytest.raises(Stopped):
             fit(c, tmp_path)
     step = 8 if number == 1 else 16
-    assert checkpoint(c, tmp_path)[0] == step
+    assert saved(c, tmp_path).step == step
     assert step not in [line["step"] for line in lines(tmp_path)]
     fit(c, tmp_path)
     assert_equal_runs(c, tmp_path, whole)
@@ -126,9 +107,8 @@ def test_a_plateau_is_not_counted_twice(records, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             fit(c, tmp_path)
     fit(c, tmp_path)
-    with Checkpoints(tmp_path / workdir.CHECKPOINTS) as checkpoints:
-        meta = restore_state(make_setup(c), checkpoints).meta
-    assert (meta["policy"]["drops"], meta["policy"]["waited"]) == (1, 0)
+    policy = saved(c, tmp_path).meta["policy"]
+    assert (policy["drops"], policy["waited"]) == (1, 0)
     assert "val_ten_views/loss" in lines(tmp_path)[-1]
     assert lines(tmp_path)[-1]["step"] == 4
 

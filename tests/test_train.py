@@ -1,16 +1,17 @@
-"""The loop: restarts change nothing, metrics say what happened, failures stop with a clear line."""
+"""The loop: restarts change nothing, metrics are complete, failures stop with a clear line."""
 
 import dataclasses
 import json
 import shutil
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import config, optim
+from alexnet_jax import config, optim, train
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
 from alexnet_jax.evaluate import evaluate
@@ -21,18 +22,14 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.train import fit, placed_batches
+from alexnet_jax.training.scores import RunningScores
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state, restore_state
 from alexnet_jax.training.step import make_step, put_hyperparams
 from tests.conftest import make_config
+from tests.runs import lines, saved
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
-
-
-def final_state(c: config.Config, folder: Path):
-    with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        restored = restore_state(make_setup(c), checkpoints)
-    return restored.step, jax.device_get(restored.state)
 
 
 def assert_same(ours, theirs):
@@ -50,18 +47,12 @@ def whole(records, tmp_path_factory):
 def test_a_restarted_run_equals_an_uninterrupted_one_bit_for_bit(records, whole, tmp_path):
     half, full = (make_config(records, steps=n, checkpoint_every=6, **LAST) for n in (6, 12))
     fit(half, tmp_path)
-    assert final_state(half, tmp_path)[0] == 6
+    assert saved(half, tmp_path).step == 6
     fit(full, tmp_path)
-    step, state = final_state(full, tmp_path)
-    assert step == 12
-    assert_same(state, final_state(full, whole)[1])
-
-    # The metrics too, but for times and the score that the stop at step 6 asked for.
-    def lines(folder):
-        keep = lambda key: not key.startswith(("time/", "val"))  # noqa: E731
-        return [{k: v for k, v in line.items() if keep(k)} for line in read_metrics(folder)]
-
-    assert lines(tmp_path) == lines(whole)
+    assert saved(full, tmp_path).step == 12
+    assert_same(saved(full, tmp_path).state, saved(full, whole).state)
+    # The metrics too, besides times and the evaluation at the end of the first 6 steps.
+    assert lines(tmp_path, ("time/", "val")) == lines(whole, ("time/", "val"))
 
 
 def test_a_run_that_died_after_its_checkpoint_drops_the_lines_that_came_later(
@@ -73,12 +64,11 @@ def test_a_run_that_died_after_its_checkpoint_drops_the_lines_that_came_later(
     shutil.rmtree(died / workdir.CHECKPOINTS / "00000012")
     with (died / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "cut off')  # as a kill leaves it
-    before = final_state(c, died)[0]
-    assert before == 8
+    assert saved(c, died).step == 8
     fit(c, died)
     steps = [line["step"] for line in read_metrics(died)]
     assert steps == sorted(set(steps)) == [line["step"] for line in read_metrics(whole)]
-    assert_same(final_state(c, died)[1], final_state(c, whole)[1])
+    assert_same(saved(c, died), saved(c, whole))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +120,39 @@ def test_the_lines_of_metrics(whole):
     assert json.loads((whole / "config.json").read_text())["steps"] == 12
 
 
+def test_numbers_are_fetched_when_the_devices_have_two_more_steps(records, tmp_path, monkeypatch):
+    """But none is left open when the run evaluates, saves or ends."""
+    read_line, ages = train.read_line, {}
+
+    def read(tools, run, line):
+        ages[line.step] = run.step - line.step
+        return read_line(tools, run, line)
+
+    monkeypatch.setattr(train, "read_line", read)
+    fit(make_config(records, steps=11, checkpoint_every=6, log__every=2, batch=32), tmp_path)
+    # Steps 6, 8 (the end of an epoch) and 11 save.
+    assert ages == {2: 2, 4: 2, 6: 0, 8: 0, 10: 1, 11: 0}
+
+
+def test_batches_are_read_ahead_but_not_beyond_the_last_step(records):
+    setup = make_setup(make_config(records, steps=7, batch=32))
+    with closing(placed_batches(setup, 3)) as batches:
+        found = [np.asarray(batch["image"]) for batch in batches]
+    read = train_batches(setup.train, setup.config.data, batch=32, seed=0, rows=[(0, 32)])
+    with closing(read):
+        assert_same(found, [batch["image"] for batch in islice(read, 7)][3:])
+
+
+def test_the_sums_in_a_checkpoint_of_version_0_1_are_read(records, tmp_path):
+    setup = make_setup(make_config(records))
+    sums = {"loss": 2.5, "wrong1": 3, "wrong5": 1, "pictures": 4}
+    meta = {"records": setup.records.manifest.hash, "policy": {}, "tally": sums, "unscored": None}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, init_state(setup), meta, {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert train.restore(setup, checkpoints).running == RunningScores(2.5, 3, 1, 4)
+
+
 def test_a_finished_run_says_so_and_changes_nothing(records, whole, capsys):
     before = (whole / "metrics.jsonl").read_text()
     fit(make_config(records, steps=12, checkpoint_every=6, **LAST), whole)
@@ -152,9 +175,8 @@ def test_the_plateau_ends_the_run_and_is_part_of_the_checkpoint(records, tmp_pat
     fit(make_config(records, steps=3, **few), tmp_path)
     c = make_config(records, **few)
     fit(c, tmp_path)
-    assert final_state(c, tmp_path)[0] == 6
-    with Checkpoints(tmp_path / workdir.CHECKPOINTS) as checkpoints:
-        assert restore_state(make_setup(c), checkpoints).meta["policy"]["drops"] == 2
+    assert saved(c, tmp_path).step == 6
+    assert saved(c, tmp_path).meta["policy"]["drops"] == 2
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -168,9 +190,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(r
     c = make_config(records, epochs=4, policy__phases=phases, **LAST)
     with pytest.raises(UserError, match=r"the loss is .*the checkpoint of step 8 is kept"):
         fit(c, tmp_path)
-    step, state = final_state(c, tmp_path)
-    assert step == 8
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert saved(c, tmp_path).step == 8
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved(c, tmp_path).state))
 
 
 def test_weights_that_are_not_finite_are_never_saved(records, tmp_path):
@@ -183,7 +204,7 @@ def test_weights_that_are_not_finite_are_never_saved(records, tmp_path):
     c = make_config(records, epochs=4, **values, **LAST)
     with pytest.raises(UserError, match=r"weights are not finite.*step 8 is kept"):
         fit(c, tmp_path)
-    assert final_state(c, tmp_path)[0] == 8
+    assert saved(c, tmp_path).step == 8
 
 
 def test_a_workdir_of_another_config_is_refused(records, whole):
@@ -240,7 +261,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     assert "checkpoint 12 is put aside" in said
     assert "resuming from the checkpoint of step 8" in said
     assert (folder / "damaged-12").is_dir()
-    assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
+    assert_same(saved(c, folder), saved(c, whole))
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_trained_over_them(records, whole, tmp_path):
@@ -264,7 +285,7 @@ def test_a_checkpoint_with_damaged_scores_gives_way_to_the_one_before(records, w
     (folder / workdir.CHECKPOINTS / "00000012" / "metrics" / "metrics").write_text("{")
     fit(c, folder)
     assert (folder / "damaged-12").is_dir()
-    assert_same(final_state(c, folder)[1], final_state(c, whole)[1])
+    assert_same(saved(c, folder), saved(c, whole))
 
 
 def test_evaluation_scores_the_checkpoint_that_it_is_told_to_and_changes_nothing(
@@ -306,6 +327,6 @@ def test_the_masks_of_two_steps_differ(records):
 def test_bfloat16_trains_float32_parameters(records, tmp_path):
     c = make_config(records, steps=2, dtype="bfloat16", **LAST)
     fit(c, tmp_path)
-    _, state = final_state(c, tmp_path)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype(np.float32)}
+    params = saved(c, tmp_path).state["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     assert np.isfinite(read_metrics(tmp_path)[-1]["train/loss"])

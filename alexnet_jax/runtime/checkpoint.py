@@ -155,14 +155,17 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif distributed.process_count() == 1:  # else Orbax might wait for a process that has died
+            return
+        # After any other error another process may have died, and Orbax would wait for it.
+        known = issubclass(kind, UserError | OSError | KeyboardInterrupt)
+        if known or distributed.process_count() == 1:
             with suppress(UserError):  # the first error says more
                 self.close()
 
     def _check_space(self, state: Any) -> None:
-        """Raises OSError if the disk is too full now, and not when half of it is written.
+        """Raises OSError if the disk is too full.
 
-        It does not know what other programs write, so writing may still fail.
+        Otherwise the run would hear of it at the next save, perhaps an epoch later.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**20
         if shutil.disk_usage(self.folder).free < needed:

@@ -1,1 +1,1 @@
-"""The parts of training: what a run stands on, its state, its step, its scores."""
+"""The parts of training: a run's setup and plan, its state, step, scores and diagnostics."""

@@ -60,7 +60,7 @@ def command(folder: Path) -> list[str]:
 
 
 def start(folder: Path) -> subprocess.Popen:
-    """Begins the command, or goes on with it."""
+    """Starts or resumes the command."""
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("a") as log:
         # A session of its own: what it has started is killed with it, and can be looked for.
