@@ -12,8 +12,9 @@ because every run ends with both.
 
 from typing import Any, NamedTuple
 
-from alexnet_jax.configs import alexnet_2012
 from ml_collections import ConfigDict
+
+from alexnet_jax.configs import alexnet_2012
 
 
 class Ablation(NamedTuple):

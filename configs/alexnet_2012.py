@@ -7,8 +7,9 @@ Cost: as configs/alexnet.py. Expected: 40.664% top-1 and 18.210% top-5 error on 
 ten views (the log of the released run 145). This file lists all differences from alexnet.py.
 """
 
-from alexnet_jax.configs import alexnet
 from ml_collections import ConfigDict
+
+from alexnet_jax.configs import alexnet
 
 
 def get_config() -> ConfigDict:

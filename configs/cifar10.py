@@ -23,8 +23,9 @@ each of its curves the best learning rate of a sweep: --config.policy.rate=0.003
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_jax.configs import alexnet
 from ml_collections import ConfigDict
+
+from alexnet_jax.configs import alexnet
 
 FASTER = "25% training error 6 times as soon with ReLU (§3.1)"
 NETS = {  # top-1 test error in %: what the paper says, and the result of its authors' code

@@ -5,8 +5,9 @@ python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny
 Cost: under three minutes on two CPU cores. Expected: a validation top-1 error under 10%.
 """
 
-from alexnet_jax.configs import alexnet_2012
 from ml_collections import ConfigDict
+
+from alexnet_jax.configs import alexnet_2012
 
 
 def get_config() -> ConfigDict:

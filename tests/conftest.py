@@ -17,9 +17,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix="alexnet-jax-tests-")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-from alexnet_jax.configs import tiny  # noqa: E402
-
 from alexnet_jax import config  # noqa: E402
+from alexnet_jax.configs import tiny  # noqa: E402
 from alexnet_jax.data.images import centre_square, decode  # noqa: E402
 from alexnet_jax.prepare import prepare  # noqa: E402
 

@@ -1,9 +1,9 @@
 """Each ablation differs from the whole network only in its named values, and can be built."""
 
 import pytest
-from alexnet_jax.configs import ablations, alexnet_2012
 
 from alexnet_jax import config
+from alexnet_jax.configs import ablations, alexnet_2012
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.training.setup import make_network
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from alexnet_jax.configs import ablations, alexnet, alexnet_2012
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config
+from alexnet_jax.configs import ablations, alexnet, alexnet_2012
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.ops import DropoutKey, dropout
 from alexnet_jax.model.sharded import ShardedModel

@@ -1,16 +1,14 @@
-"""The benchmark: what it reads from compiled programs, its peers, and that every section runs."""
+"""The benchmark: its reference programs, and that every section runs."""
 
 import json
 
 import jax
 import numpy as np
 import pytest
-from alexnet_jax.configs import alexnet, cifar10
 from flax import nnx
 
 from alexnet_jax import config
 from alexnet_jax.benchmark import (
-    hlo,
     input_time,
     layer_time,
     program,
@@ -19,11 +17,11 @@ from alexnet_jax.benchmark import (
     timing,
 )
 from alexnet_jax.benchmark.bench import Bench, Step
+from alexnet_jax.configs import alexnet, cifar10
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.runtime.errors import UserError
 from tests.conftest import make_config
 from tests.test_main import command
-from tests.test_towers import step_program
 
 
 def bench(folder, c, **values):
@@ -40,56 +38,6 @@ def test_things_are_timed_in_turn():
     assert all(one.low <= one.median <= one.high for one in times.values())
 
 
-def test_what_devices_exchange_is_read_with_its_bytes(records):
-    """By hand: half of what a layer sees is gathered, in float32; the logits are summed."""
-    lowered = step_program(records, 2)
-    found = hlo.collectives(lowered.compile().as_text())
-    forward = [one for one in found if "transpose(" not in one.scope]
-    assert [one.kind for one in forward] == ["all-gather"] * 3 + ["all-reduce"]
-    assert all(one.groups == ((0, 1),) for one in found)
-    # 16 images; with crop 64 conv3 sees 3 x 3 places, fc6 1; width 1/8 of 256, 256, 4096 maps.
-    halves = [16 * 3 * 3 * 32 // 2, 16 * 32 // 2, 16 * 512 // 2]
-    assert [one.sent for one in forward] == [4 * half for half in halves] + [4 * 16 * 10]
-    backward = [one.sent for one in found if "transpose(" in one.scope]
-    assert backward == [4 * half for half in reversed(halves)]
-
-
-def test_a_started_gather_and_a_sum_of_several_arrays_are_read():
-    text = """
-      %g = (f32[2,3]{1,0}, f32[2,6]{1,0}) all-gather-start(%x), replica_groups={{0,1}}, channel_id=1
-      %r = (f32[8]{0}, bf16[2,2]{1,0}) all-reduce(%x, %y), replica_groups={{0,2},{1,3}}
-    """
-    gather, total = hlo.collectives(text)
-    assert (gather.bytes, gather.sent) == (48, 24)
-    assert (total.bytes, total.sent) == (40, 40)
-    assert total.groups == ((0, 2), (1, 3))
-
-
-@pytest.mark.parametrize(
-    ("written", "groups"),
-    [
-        ("replica_groups={{0,1},{2,3}}", ((0, 1), (2, 3))),
-        ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
-        ("replica_groups=[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
-        ("replica_groups={}", ((0, 1, 2, 3),)),
-        ("replica_groups=mesh['data'=2,'tower'=2] {'tower'}", ((0, 1), (2, 3))),
-        ("replica_groups=mesh['data'=2,'tower'=2] {'data'}", ((0, 2), (1, 3))),
-        ("replica_groups=mesh['data'=2,'tower'=2] {'data','tower'}", ((0, 1, 2, 3),)),
-        ("source_target_pairs={{0,1},{1,0}}", ((0, 1), (1, 0))),
-    ],
-)
-def test_every_way_to_write_groups_of_devices_is_read(written, groups):
-    text = f"HloModule x, num_partitions=4\n %g = f32[2]{{0}} all-reduce(%x), {written}, id=1"
-    assert hlo.collectives(text)[0].groups == groups
-
-
-def test_another_way_to_write_groups_of_devices_is_not_guessed():
-    with pytest.raises(UserError, match=r"in an unknown way: .*device_ids"):
-        hlo.collectives(
-            " %g = f32[2]{0} all-reduce(%x), replica_groups=mesh['x'=2], device_ids=(1)"
-        )
-
-
 def test_plain_jax_gives_our_logits():
     plain_jax = pytest.importorskip("tests.reference.plain_jax")
     plain = config.as_dict(config.parse(alexnet.get_config()))
@@ -99,13 +47,6 @@ def test_plain_jax_gives_our_logits():
     images = 50 * np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
     theirs = plain_jax.logits(c, nnx.to_pure_dict(nnx.state(net)), images, jax.random.key(0))
     np.testing.assert_allclose(net(images), theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_no_convolution_is_given_to_the_library_that_is_slow_at_them(records):
-    lines = step_program(records, 1).compile().as_text().splitlines()
-    own = [line for line in lines if " convolution(" in line]
-    assert len(own) >= 3 * 5 - 1  # five layers, three passes; none to the image
-    assert not [line for line in lines if "ynn" in line and "conv_general_dilated" in line]
 
 
 def test_operations_are_counted_as_usual():

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from alexnet_jax.configs import cifar10
 from flax import nnx
 
 from alexnet_jax import config
+from alexnet_jax.configs import cifar10
 from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.runtime.errors import UserError
@@ -125,7 +125,7 @@ def test_the_number_of_devices_changes_no_result(records):
     [
         ({"name": "steps"}, "layer 'steps': call it conv, local or fc with a number"),
         ({"then": ["max"]}, "only relu and tanh can follow fc10, which is dense"),
-        ({"then": ["sigmoid"]}, "'sigmoid' is none of 'relu', 'tanh'"),
+        ({"then": ["sigmoid"]}, "'sigmoid' must be 'relu', 'tanh'"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused(change, said):
@@ -140,7 +140,7 @@ def test_a_layer_that_cannot_be_is_refused(change, said):
     [
         ({"classes": 11}, "the last of layers must be dense, with 11 units"),
         ({"layers": ()}, "the last of layers must be dense"),
-        ({"towers": 2}, "config.model.towers=2; choose one of 1"),
+        ({"towers": 2}, "config.model.towers=2 must be at most 1"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(values, said):

@@ -5,9 +5,9 @@ import dataclasses
 import json
 
 import pytest
-from alexnet_jax.configs import alexnet, alexnet_2012, cifar10, tiny
 
 from alexnet_jax import config
+from alexnet_jax.configs import alexnet, alexnet_2012, cifar10, tiny
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
 from tests.conftest import make_config

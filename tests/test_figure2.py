@@ -5,11 +5,11 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 import pytest
-from alexnet_jax.configs import ablations, alexnet, cifar10, tiny
 from ml_collections import ConfigDict
 
 from alexnet_jax import config
 from alexnet_jax.benchmark.exchanges import exchanges
+from alexnet_jax.configs import ablations, alexnet, cifar10, tiny
 from alexnet_jax.figures.figure2 import draw_figure2, layers_of
 from alexnet_jax.model.towers import DATA
 from alexnet_jax.runtime.errors import UserError

@@ -29,9 +29,8 @@ def params(network):
 
 def test_shapes_of_the_layouts_at_full_size():
     """Those of the released networks: Caffe's bvlc_alexnet has these, with these groups."""
-    from alexnet_jax.configs import alexnet
-
     from alexnet_jax import config
+    from alexnet_jax.configs import alexnet
 
     whole = make_network(config.parse(alexnet.get_config()))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), whole.shapes)

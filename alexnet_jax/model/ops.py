@@ -30,7 +30,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros above and below, and left and right, of an image."""
 
 Maps = Float[Array, "b h w maps"]
-Kernel = Float[Array, "window window seen maps"]
+Kernel = Float[Array, "rows columns seen maps"]
 
 
 def convolve(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 DATA, TOWER = "data", "tower"  # the axes of the device mesh
 
-Towers = list[Float[Array, " b *units"]]
+Towers = list[Float[Array, "b ..."]]
 """[b, height, width, maps] or [b, neurons] of each tower here, A's first; or a list of one."""
 
 Operation = Callable[[jax.Array], jax.Array]
@@ -49,12 +49,14 @@ def add(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
     return lax.psum(x, TOWER) if apart() else x
 
 
-def concatenate(x: Towers) -> Float[Array, " b *units"]:
+def concatenate(x: Towers) -> Float[Array, "b ..."]:
     """The towers here as one array, A's maps or neurons first."""
     return jnp.concatenate(x, axis=-1) if len(x) > 1 else x[0]
 
 
-def split(x: Float[Array, "*axes"], towers: int) -> list[Float[Array, "*axes"]]:
+def split(
+    x: Float[Array, "*axes units"], towers: int
+) -> list[Float[Array, "*axes units/{towers}"]]:
     """The last axis cut into the shares of so many towers: undoes `concatenate`."""
     return jnp.split(x, towers, axis=-1) if towers > 1 else [x]
 
