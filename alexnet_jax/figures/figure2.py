@@ -111,7 +111,7 @@ def draw_figure2(c: config.Config) -> "Figure":
     """
     *hidden, last = layers_of(c)
     rows = (_TOP, _BOTTOM)[: c.model.towers]
-    low, high = (0.04, 4.2) if len(rows) == 2 else (1.3, 4.2)
+    low, high = (-0.02, 4.2) if len(rows) == 2 else (1.3, 4.2)
     width = 2 * _MARGIN + _COLUMN * (len(hidden) + 1)
     figure = new_figure(width, high - low)
     figure.set_layout_engine("none")  # everything has its place below
