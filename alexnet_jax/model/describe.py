@@ -1,11 +1,12 @@
-"""The table of the network: what each layer is, costs, sees, and where it lies."""
+"""The table of a network: what each layer is, what it costs, what it sees, and where it lies."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from alexnet_jax import config
 from alexnet_jax.model.sharded import ShardedModel
@@ -25,7 +26,7 @@ class Row(NamedTuple):
 
 
 def layer_table(network: ShardedModel, c: config.Config) -> list[Row]:
-    """The rows of every layer that is not left out; runs nothing."""
+    """A row for each layer that is not left out. Nothing is computed."""
     image = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     outputs = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
     shapes = [outputs[layer].shape[1:] for layer in c.model.names]
@@ -37,9 +38,9 @@ def layer_table(network: ShardedModel, c: config.Config) -> list[Row]:
 
 
 def format_table(rows: list[Row], network: ShardedModel) -> str:
-    """The rows as text, with their sum and the grid of devices."""
+    """The rows as text, with their sum and the device mesh."""
     devices = dict(network.mesh.shape)
-    grid = f"{devices['data']} x {devices['tower']} devices ('data' x 'tower')"
+    mesh = f"{devices['data']} x {devices['tower']} devices ('data' x 'tower')"
     head = ("layer", "output", "parameters", "neurons", "multiply-adds", "sees", "bytes/device")
     lines = [head, *(_cells(row) for row in rows)]
     lines.append(_cells(_total(rows)))
@@ -51,7 +52,7 @@ def format_table(rows: list[Row], network: ShardedModel) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([grid, *text])
+    return "\n".join([mesh, *text])
 
 
 def _places(
@@ -61,7 +62,7 @@ def _places(
     network: ShardedModel,
     c: config.Config,
 ) -> int:
-    """At which each of a layer's kernels is applied. Those of the CIFAR nets pool after it."""
+    """The number of places at which a kernel is applied. A CIFAR net pools before its `output`."""
     if len(network.shapes[layer]["bias"].shape) > 1:  # locally connected
         return 1
     pools = isinstance(c.model, config.Cifar) and len(output) == 3
@@ -100,7 +101,7 @@ def _next(c: config.AlexNet) -> str:
     return c.layers[c.layers.index(c.without) + 1]
 
 
-def _device_bytes(shape: Any, spec: Any, network: ShardedModel) -> int:
+def _device_bytes(shape: jax.ShapeDtypeStruct, spec: PartitionSpec, network: ShardedModel) -> int:
     parts = network.mesh.shape[TOWER] if TOWER in spec else 1
     return int(np.dtype(shape.dtype).itemsize) * math.prod(shape.shape) // parts
 
