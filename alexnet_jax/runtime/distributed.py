@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +30,7 @@ from alexnet_jax.runtime.errors import UserError
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead
 START_SECONDS = 600  # all must have started by then: machines may start one after the other
-END_SECONDS = 5  # how long a process that fails waits for others that fail as well
+END_SECONDS = 5  # how long a process that fails waits for others that fail, too
 _WEEK = 7 * 24 * 3600 * 1000  # milliseconds
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _T = TypeVar("_T")
@@ -49,10 +50,11 @@ class Place(NamedTuple):
 def initialize() -> None:
     """Connects this process with the others of its run, if there are any.
 
-    Call it before JAX looks for devices. After it only the main process prints.
+    Call it before JAX looks for devices. After it only the main process prints. JAX kills the
+    process if the others have not started after `START_SECONDS`.
 
     Raises:
-      UserError: see `find_place`; or the other processes did not start in time.
+      UserError: see `find_place`; or JAX cannot connect, for example because the port is in use.
     """
     place = find_place(os.environ)
     if place is None:
@@ -81,8 +83,8 @@ def initialize() -> None:
 def find_place(environment: Mapping[str, str]) -> Place | None:
     """The place of this process in a run of several processes; None if it runs alone.
 
-    The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first. Else
-    JAX finds the place itself in a step of SLURM and in a pod of an Indexed Job of Kubernetes.
+    The variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID count first. Else
+    JAX finds the place itself, in a step of SLURM and in a pod of an Indexed Job of Kubernetes.
 
     Raises:
       UserError: the variables contradict each other; or SLURM has tasks, but srun is missing.
@@ -233,9 +235,11 @@ def end(status: int, reason: str = "") -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # If all processes fail, for example because of a wrong option, each shall end with its own
-    # status. But as soon as the main process ends, JAX kills the others: wait for them first.
+    # status. But as soon as the main process ends, JAX kills the others: so it goes last.
     with suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier("alexnet_jax/end", END_SECONDS * 1000)
+    if process_index() == 0:
+        time.sleep(1)
     os._exit(status)
 
 
