@@ -36,9 +36,8 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
-from alexnet_jax.configs import alexnet_2012
-
 from alexnet_jax import config
+from alexnet_jax.configs import alexnet_2012
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records

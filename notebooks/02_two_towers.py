@@ -34,11 +34,10 @@ from matplotlib.patches import Rectangle
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
-from alexnet_jax.configs import alexnet, tiny
-
 from alexnet_jax import config
 from alexnet_jax.benchmark.bench import Bench
 from alexnet_jax.benchmark.program import measure_collectives, measure_memory
+from alexnet_jax.configs import alexnet, tiny
 from alexnet_jax.figures.figure2 import COLOURS, draw_figure2
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare

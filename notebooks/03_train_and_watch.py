@@ -32,9 +32,8 @@ from IPython.display import DisplayHandle, Markdown
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
-from alexnet_jax.configs import tiny
-
 from alexnet_jax import config
+from alexnet_jax.configs import tiny
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host

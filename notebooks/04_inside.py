@@ -32,9 +32,8 @@ from matplotlib.colors import PowerNorm
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
-from alexnet_jax.configs import tiny
-
 from alexnet_jax import config
+from alexnet_jax.configs import tiny
 from alexnet_jax.data import augment
 from alexnet_jax.figures.kernels import (
     colourfulness,

@@ -31,9 +31,8 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
 os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
 
-from alexnet_jax.configs import tiny
-
 from alexnet_jax import config
+from alexnet_jax.configs import tiny
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
