@@ -21,13 +21,7 @@ from alexnet_jax.runtime.metrics import Clock, MetricsLog
 from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import progress_bar, say
-from alexnet_jax.training.diagnostics import (
-    LayerDiagnostics,
-    StuckLoss,
-    check_loss,
-    check_weights,
-    label_entropy,
-)
+from alexnet_jax.training import diagnostics
 from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Scores
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.state import State, init_state, restore_state
@@ -75,8 +69,8 @@ class Tools:
     setup: Setup
     checkpoints: Checkpoints
     log: MetricsLog | None  # the main process writes for all
-    diagnostics: LayerDiagnostics
-    stuck: StuckLoss
+    layers: diagnostics.LayerDiagnostics
+    stuck: diagnostics.StuckLoss
     clock: Clock
     stop: Stop
 
@@ -179,8 +173,8 @@ def open_tools(
         setup,
         checkpoints,
         log,
-        LayerDiagnostics(setup.network, c.model),
-        StuckLoss(label_entropy(setup.train.labels), c.log.stuck_after),
+        diagnostics.LayerDiagnostics(setup.network, c.model),
+        diagnostics.StuckLoss(diagnostics.label_entropy(setup.train.labels), c.log.stuck_after),
         Clock(c.batch, step),
         stack.enter_context(Stop()),
     )
@@ -227,7 +221,7 @@ def log_step(tools: Tools, run: Run, batch: Batch, hyperparams: DeviceHyperparam
         with tools.clock.apart("layers"):
             lighting, data = hyperparams.lighting, setup.config.data
             images = training_input(data, setup.normalization, batch, lighting)
-            layers = gather(tools.diagnostics.measure(run.state, images))
+            layers = gather(tools.layers.measure(run.state, images))
     if setup.plan.logs(run.step):
         running, scores = run.running, gather(run.scores)
         run.running, run.scores = RunningScores(), []
@@ -250,12 +244,12 @@ def read_line(tools: Tools, run: Run, line: Line) -> dict[str, float]:
     if line.scores:
         line.running.add_all(line.scores)
         means = line.running.scores()
-        check_loss(line.step, means.loss, run.saved)
+        diagnostics.check_loss(line.step, means.loss, run.saved)
         if warning := tools.stuck.notice(line.step, means.loss):
             say(warning)
         values |= means.named("train") | {"opt/lr": line.rate}
     if line.layers is not None:
-        values |= tools.diagnostics.read(line.layers)
+        values |= tools.layers.read(line.layers)
     return values
 
 
@@ -311,7 +305,7 @@ def evaluate(tools: Tools, run: Run) -> dict[str, float]:
 def save(tools: Tools, run: Run, metrics: dict[str, float]) -> None:
     """Begins to save the run. Raises UserError if a weight is not finite."""
     with tools.clock.apart("checkpoint"):
-        check_weights(run.step, run.state["params"], run.saved)
+        diagnostics.check_weights(run.step, run.state["params"], run.saved)
         run.running.add_all(run.scores)
         run.scores = []
         meta = {

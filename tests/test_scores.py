@@ -68,7 +68,7 @@ def by_hand(setup, params, numbers):
     mean, crop, free = setup.records.statistics.mean, c.data.crop, split.size - c.data.crop
     half = free // 2
     corners = [(0, 0), (0, free), (free, 0), (free, free), (half, half)]
-    network = jax.jit(setup.network.bind(jax.device_get(params)))
+    network = jax.jit(setup.network.bind(jax.device_put(jax.device_get(params))))
     total = 0
     for number in numbers:
         y, x = corners[number % 5]

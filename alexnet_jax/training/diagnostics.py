@@ -113,15 +113,13 @@ class StuckLoss:
 
 
 def check_loss(step: int, loss: float, saved: int | None) -> None:
-    """Raises UserError, naming the last checkpoint, if the loss is infinite or NaN."""
-    if not math.isfinite(loss):
-        raise _not_finite(step, f"the loss is {loss}", saved)
+    """Raises UserError, naming the newest checkpoint, if the loss is infinite or NaN."""
+    _require(math.isfinite(loss), f"step {step}: the loss is {loss}", saved)
 
 
 def check_weights(step: int, params: Params, saved: int | None) -> None:
-    """Raises UserError, naming the last checkpoint, if a weight is infinite or NaN."""
-    if not _all_finite(params):
-        raise _not_finite(step, "weights are not finite", saved)
+    """Raises UserError, naming the newest checkpoint, if a weight is infinite or NaN."""
+    _require(bool(_all_finite(params)), f"step {step}: weights are not finite", saved)
 
 
 @jax.jit
@@ -129,9 +127,10 @@ def _all_finite(params: Params) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
-def _not_finite(step: int, what: str, saved: int | None) -> UserError:
+def _require(finite: bool, otherwise: str, saved: int | None) -> None:
     kept = f"the checkpoint of step {saved} is kept" if saved is not None else "none was saved yet"
-    return UserError(
-        f"step {step}: {what}; stopped, {kept}. "
-        f"Try a lower rate (config.policy), or --config.dtype=float32"
-    )
+    if not finite:
+        raise UserError(
+            f"{otherwise}; stopped, {kept}. "
+            f"Try a lower rate (config.policy), or --config.dtype=float32"
+        )

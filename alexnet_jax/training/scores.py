@@ -67,15 +67,9 @@ class Evaluator:
     ) -> None:
         """`mean` is the mean image; `batch` the number of images in a batch over all devices."""
         self._network, self._mean, self._data, self._batch = network, mean, data, batch
-        rows = network.spec(DATA)
-        self._look = {
-            ten_views: network.jit(
-                network.shard_map(
-                    partial(self._view_batch, ten_views), (network.specs, P(), rows), rows
-                )
-            )
-            for ten_views in (False, True)
-        }
+        inputs, rows = (network.specs, P(), network.spec(DATA)), network.spec(DATA)
+        looks = [partial(self._view_batch, ten_views) for ten_views in (False, True)]
+        self._look = [network.jit(network.shard_map(look, inputs, rows)) for look in looks]
 
     def score(
         self,
