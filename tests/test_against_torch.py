@@ -160,6 +160,6 @@ def test_testing_scales_the_hidden_outputs_by_half():
     c = small(alexnet_2012.get_config)
     with jax.enable_x64(True):
         both, x = Both(dataclasses.replace(c), 1), images(c.data.crop)
-        ours = both.network.bind(both.params)(x)
+        ours = both.network.bind(both.params)(jnp.asarray(x))
         theirs = both.torch_net(torch.tensor(x).permute(0, 3, 1, 2))
     assert relative(ours, theirs.detach()) < BOUND
