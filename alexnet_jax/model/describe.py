@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from alexnet_jax import config
 from alexnet_jax.model.sharded import ShardedModel
-from alexnet_jax.model.towers import TOWER
+from alexnet_jax.model.towers import DATA, TOWER
 
 
 class Row(NamedTuple):
@@ -39,12 +39,12 @@ def layer_table(network: ShardedModel, c: config.Config) -> list[Row]:
 
 def format_table(rows: list[Row], network: ShardedModel) -> str:
     """The rows as text, with their sum and the device mesh."""
-    devices = dict(network.mesh.shape)
-    mesh = f"{devices['data']} x {devices['tower']} devices ('data' x 'tower')"
+    data, tower = (network.mesh.shape[axis] for axis in (DATA, TOWER))
+    sums = [sum(column) for column in zip(*(row[2:5] for row in rows), strict=True)]
+    total = Row("total", (), *sums, sees="", bytes=sum(row.bytes for row in rows))
     head = ("layer", "output", "parameters", "neurons", "multiply-adds", "sees", "bytes/device")
-    lines = [head, *(_cells(row) for row in rows)]
-    lines.append(_cells(_total(rows)))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines = [head, *(_cells(row) for row in (*rows, total))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
             cell.ljust(width) if i in (0, 1, 5) else cell.rjust(width)
@@ -52,7 +52,7 @@ def format_table(rows: list[Row], network: ShardedModel) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([mesh, *text])
+    return "\n".join([f"{data} x {tower} devices ('data' x 'tower')", *text])
 
 
 def _places(
@@ -104,18 +104,6 @@ def _next(c: config.AlexNet) -> str:
 def _device_bytes(shape: jax.ShapeDtypeStruct, spec: PartitionSpec, network: ShardedModel) -> int:
     parts = network.mesh.shape[TOWER] if TOWER in spec else 1
     return int(np.dtype(shape.dtype).itemsize) * math.prod(shape.shape) // parts
-
-
-def _total(rows: list[Row]) -> Row:
-    return Row(
-        "total",
-        (),
-        parameters=sum(row.parameters for row in rows),
-        neurons=sum(row.neurons for row in rows),
-        multiply_adds=sum(row.multiply_adds for row in rows),
-        sees="",
-        bytes=sum(row.bytes for row in rows),
-    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

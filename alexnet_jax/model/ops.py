@@ -154,9 +154,12 @@ def _lrn(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
 
 def lrn_definition(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
     """The formula, with windows of `formula.size` values along each of `axes`."""
+    return x * _power(_lrn_base(x, formula, axes), formula.beta)
+
+
+def _lrn_base(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
     before, after = formula.size // 2, (formula.size - 1) // 2
-    base = formula.k + formula.alpha * _window_sums(jnp.square(x), before, after, axes)
-    return x * _power(base, formula.beta)
+    return formula.k + formula.alpha * _window_sums(jnp.square(x), before, after, axes)
 
 
 def _window_sums(x: jax.Array, before: int, after: int, axes: tuple[int, ...]) -> jax.Array:
@@ -184,8 +187,7 @@ def _lrn_fast(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Arra
 def _lrn_forward(
     x: jax.Array, formula: Formula, axes: tuple[int, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    before, after = formula.size // 2, (formula.size - 1) // 2
-    base = formula.k + formula.alpha * _window_sums(jnp.square(x), before, after, axes)
+    base = _lrn_base(x, formula, axes)
     return x * _power(base, formula.beta), (x, base)
 
 
