@@ -40,8 +40,10 @@ def layer_table(network: ShardedModel, c: config.Config) -> list[Row]:
 def format_table(rows: list[Row], network: ShardedModel) -> str:
     """The rows as text, with their sum and the device mesh."""
     data, tower = (network.mesh.shape[axis] for axis in (DATA, TOWER))
-    sums = [sum(column) for column in zip(*(row[2:5] for row in rows), strict=True)]
-    total = Row("total", (), *sums, sees="", bytes=sum(row.bytes for row in rows))
+    counts = zip(*(row[2:5] for row in rows), strict=True)
+    parameters, neurons, multiply_adds = (sum(column) for column in counts)
+    held = sum(row.bytes for row in rows)
+    total = Row("total", (), parameters, neurons, multiply_adds, "", held)
     head = ("layer", "output", "parameters", "neurons", "multiply-adds", "sees", "bytes/device")
     lines = [head, *(_cells(row) for row in (*rows, total))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
