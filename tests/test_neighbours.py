@@ -13,7 +13,7 @@ from tests.conftest import make_config
 
 def all_vectors(setup, params, images):
     """fc7 of centre crops, on one device, by hand."""
-    network = setup.network.bind(jax.device_get(params))
+    network = setup.network.bind(jax.tree.map(jnp.asarray, jax.device_get(params)))
     arrays = jnp.asarray(images), jnp.asarray(setup.records.statistics.mean)
     views = augment.view(*arrays, setup.config.data, augment.CENTRE)
     return np.asarray(jax.jit(network.outputs)(views)["fc7"], np.float64)
@@ -38,7 +38,7 @@ def test_the_nearest_of_all(records, devices):
     np.testing.assert_allclose(found, sorted_by_hand, rtol=1e-3)
 
 
-def test_a_image_of_the_split_is_nearest_to_itself(records):
+def test_an_image_of_the_split_is_nearest_to_itself(records):
     setup = make_setup(make_config(records, evaluate__batch=48))
     image = np.empty((1, setup.train.size, setup.train.size, 3), np.uint8)
     setup.train.read(200, image[0])
