@@ -9,23 +9,13 @@ a run depends on.
 import dataclasses
 import difflib
 import json
-import re
 import reprlib
+import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    cast,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -49,7 +39,7 @@ _STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 _T = TypeVar("_T")
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def section(cls: type[_T]) -> type[_T]:
     """Makes a frozen dataclass that checks its values: each must have exactly its field's type.
 
@@ -125,7 +115,7 @@ class AlexNet:
     kind: Literal["alexnet"]
     classes: int = Field(ge=2, lt=2**31)
     towers: int = Field(ge=1, le=2)
-    kernels: tuple[PositiveInt, ...]  # conv1..conv5, or to conv6
+    kernels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=6)]  # by convolution
     neurons: tuple[PositiveInt, PositiveInt]  # fc6, fc7
     width: float = Field(ge=1e-3, lt=64)  # multiplies kernels and neurons
     cross: tuple[Literal["conv3", "fc6", "fc7"], ...]  # layers that see both towers
@@ -140,8 +130,6 @@ class AlexNet:
     bias: Mapping[str, float]  # initial biases, by layer
 
     def __post_init__(self) -> None:
-        if len(self.kernels) not in (5, 6):
-            raise ValueError(f"kernels={self.kernels} must be 5 numbers, or 6 with a sixth layer")
         for key in ("std", "bias"):
             if set(getattr(self, key)) != set(self.layers):
                 raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
@@ -165,7 +153,7 @@ class AlexNet:
 class CifarLayer:
     """A layer of one of the authors' CIFAR-10 nets, and the operations after it, in order."""
 
-    name: str
+    name: str = Field(pattern=r"^(conv|local|fc)\d+$")
     kind: Literal["conv", "local", "dense"]  # local: a convolution with kernels for each place
     window: PositiveInt  # side of a convolution's kernels, pixels; 1 for a dense layer
     units: PositiveInt  # kernels or neurons
@@ -191,8 +179,6 @@ class Cifar:
         if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
             raise ValueError(f"the last of layers must be dense, with {self.classes} units")
         for layer in self.layers:
-            if not re.fullmatch(r"(conv|local|fc)\d+", layer.name):
-                raise ValueError(f"layer {layer.name!r}: call it conv, local or fc with a number")
             if layer.kind == "dense" and set(layer.then) - {"relu", "tanh"}:
                 raise ValueError(f"only relu and tanh can follow {layer.name}, which is dense")
         after = set(kinds[kinds.index("dense") :])
@@ -306,17 +292,15 @@ class Config:
     log: Log
 
     def __post_init__(self) -> None:
-        named = set(self.optim.layer_decay)
-        if isinstance(self.policy, Schedule):
-            named |= {name for phase in self.policy.phases for name in phase.layers}
+        phases = self.policy.phases if isinstance(self.policy, Schedule) else ()
         # A layer may be named that is left out.
         known = self.model.layers if isinstance(self.model, AlexNet) else self.model.names
-        unknown = sorted(named - set(known))
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]!r} in optim.layer_decay or policy.phases is no layer; "
-                f"there are {', '.join(known)}"
-            )
+        for layer in (*self.optim.layer_decay, *(key for phase in phases for key in phase.layers)):
+            if layer not in known:
+                raise ValueError(
+                    f"{layer!r} in optim.layer_decay or policy.phases is no layer; "
+                    f"there are {', '.join(known)}"
+                )
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -329,7 +313,7 @@ def parse(values: Mapping[str, Any]) -> Config:
     text = json.dumps(values, default=_as_json)
     try:
         return TypeAdapter(Config).validate_json(text)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         raise UserError(_message(error.errors())) from None
 
 
@@ -368,15 +352,9 @@ _KINDS = {"alexnet": AlexNet, "cifar": Cifar, "plateau": Plateau, "schedule": Sc
 _WORDS = {  # pydantic's words, and ours
     "Input should be": "must be",
     "Tuple should have": "must have",
-    " after validation": "",
     "an object": "a section with keys",
     "a valid array": "a tuple",
     "a valid boolean": "True or False",
-    "a valid integer": "a whole number",
-    "a valid": "a",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "less than": "below",
 }
 
 
@@ -384,38 +362,35 @@ def _message(errors: Sequence[ErrorDetails]) -> str:
     """The first error, or the first unknown key, which may be what is missing, misspelt."""
     unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
     error = (*unknown, *errors)[0]
-    at, value, context = error["loc"], error["input"], error.get("ctx", {})
-    if unknown:
-        known = _known_keys(at[:-1])
-        close = difflib.get_close_matches(str(at[-1]), known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"{_dotted(at[:-1])} has no key {at[-1]!r}; {hint}"
-    if error["type"] in ("missing", "union_tag_not_found"):
-        key = _dotted(at) + (".kind" if error["type"] != "missing" else "")
-        return f"{key} is missing; add it (see configs/alexnet.py)"
-    if error["type"] == "value_error":
-        return f"{_dotted(at)}: {context['error']}"
-    if error["type"] == "union_tag_invalid":
-        return f"{_dotted(at)}.kind={value['kind']!r}; choose one of {context['expected_tags']}"
-    text = error["msg"]
+    at, value, text, context = error["loc"], error["input"], error["msg"], error.get("ctx", {})
+    # Pydantic names the kind of a section after its key: model, alexnet, kernels, 0.
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)
+    key = "config" + "".join(part for part in parts if part[1:] not in _KINDS)
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            known = _known_keys(at[:-1])
+            close = difflib.get_close_matches(str(at[-1]), known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            return f"{key.removesuffix(f'.{at[-1]}')} has no key {at[-1]!r}; {hint}"
+        case "missing":
+            return f"{key} is missing; add it (see configs/alexnet.py)"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; add it (see configs/alexnet.py)"
+        case "union_tag_invalid":
+            return f"{key}.kind={value['kind']!r}; choose one of {context['expected_tags']}"
+        case "value_error":
+            return f"{key}: {context['error']}"
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
-    return f"{_dotted(at)}={reprlib.repr(value)} {text}"
-
-
-def _dotted(at: Sequence[int | str]) -> str:
-    """'config.model.kernels[0]': the key at a place in pydantic's words."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)
-    return "config" + "".join(part for part in parts if part[1:] not in _KINDS)
+    return f"{key}={reprlib.repr(value)} {text}"
 
 
 def _known_keys(at: Sequence[int | str]) -> list[str]:
     """The keys of the section at this place."""
     kind: Any = Config
     for part in at:
-        if part in _KINDS:
-            kind = _KINDS[str(part)]
-        elif isinstance(part, str):
-            kind = get_type_hints(kind)[part]
-            kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
+        if isinstance(part, int):
+            (kind, _) = typing.get_args(kind)  # of tuple[kind, ...]
+        else:
+            kind = _KINDS.get(part) or typing.get_type_hints(kind)[part]
     return [field.name for field in dataclasses.fields(kind)]

@@ -123,7 +123,7 @@ def test_the_number_of_devices_changes_no_result(records):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "steps"}, "layer 'steps': call it conv, local or fc with a number"),
+        ({"name": "steps"}, r"name='steps' String should match pattern '\^\(conv\|local"),
         ({"then": ["max"]}, "only relu and tanh can follow fc10, which is dense"),
         ({"then": ["sigmoid"]}, "'sigmoid' must be 'relu', 'tanh'"),
     ],
@@ -140,7 +140,7 @@ def test_a_layer_that_cannot_be_is_refused(change, said):
     [
         ({"classes": 11}, "the last of layers must be dense, with 11 units"),
         ({"layers": ()}, "the last of layers must be dense"),
-        ({"towers": 2}, "config.model.towers=2 must be at most 1"),
+        ({"towers": 2}, "config.model.towers=2 must be less than or equal to 1"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(values, said):

@@ -66,7 +66,7 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
         ([TINY, "--config.bacth=3"], "config has no key 'bacth'; did you mean 'batch'?"),
         ([TINY, "--config.a.b=3"], "the config has no such key: a"),
         ([TINY, "--config.batch=x"], "flag --config.batch=x"),
-        ([TINY, "--config.batch=0"], "config.batch=0 must be at least 1"),
+        ([TINY, "--config.batch=0"], "config.batch=0 must be greater than or equal to 1"),
         (["--config.batch=3", TINY], "before a value for --config"),
         ([TINY, "--mode=tarin"], "flag --mode=tarin: value should be one of <train|evaluate"),
         ([TINY, "mode=evaluate"], "error: 'mode=evaluate' is not an option"),
