@@ -111,8 +111,9 @@ def test_help_prints_the_docstring_and_each_option_with_its_default(capsys):
     text = capsys.readouterr().out
     assert text.startswith(main.__doc__.strip())
     for name in ("--config", "--workdir", "--mode", "--step"):
-        assert f"\n  {name}  " in text
-    assert "(default: newest)" in text
+        assert f"\n  {name}: " in text
+    assert "(default: 'newest')" in text
+    assert "<train|evaluate|describe>" in text
 
 
 # --- what is parsed -----------------------------------------------------------------------------

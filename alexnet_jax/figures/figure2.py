@@ -196,7 +196,13 @@ def _arrow(axes: "Axes", start: _Point, stop: _Point, colour: str) -> None:
 
 def _words(axes: "Axes", x: float, y: float, text: str, **style: Any) -> None:
     back = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-    usual = {"size": 7.5, "ha": "center", "va": "center", "color": _TEXT, "bbox": back}
+    usual: dict[str, Any] = {
+        "size": 7.5,
+        "ha": "center",
+        "va": "center",
+        "color": _TEXT,
+        "bbox": back,
+    }
     axes.text(x, y, text, **usual | style)
 
 

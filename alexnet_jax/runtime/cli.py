@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -19,6 +20,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.signals import INTERRUPTED, Stopped
 
 ConfigFlag = flags.FlagHolder[ConfigDict | None]
+_T = TypeVar("_T")
 
 _command_line: list[str] = []  # what is parsed now; config_flags looks for --config.KEY in it
 
@@ -31,28 +33,18 @@ def run(
     *,
     stopped: str = "stopped",
 ) -> None:
-    """Parses a command line, and calls `job` with the arguments that are not options.
+    """Sets `options` from a command line, and calls `job` with the arguments that are no options.
 
-    Exits with status 2 and one line after an error that the user can fix, and with a line that
-    says `stopped` after a signal: status 130 after Ctrl-C, 75 after SIGTERM.
-
-    Args:
-      job: reads its options from the flags that `options` holds.
-      options: all options of the command.
-      about: what --help prints above the options: the docstring of the command's module.
-      arguments: the command line without the command; None: that of this process.
-      stopped: what to say after a signal.
+    The command line is `arguments`, or that of this process. --help prints `about`, the docstring
+    of the command, above the options. An error that the user can fix is one line and exit status 2.
+    A signal is a line that says `stopped`; the status is 130 after Ctrl-C, 75 after SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if not {"--help", "-h"}.isdisjoint(given):
-        print(_help(options, about or ""))
+        print(f"{(about or '').strip()}\n{options.get_help(include_special_flags=False)}")
         sys.exit()
-    _guard(lambda: job(_parse(options, given)), stopped)
-
-
-def _guard(job: Callable[[], None], stopped: str) -> None:
     try:
-        job()
+        job(_parse(options, given))
     except (UserError, OSError) as error:
         distributed.end(2, str(error))
     except Stopped as stop:  # all processes stop after the same step
@@ -68,26 +60,31 @@ def _guard(job: Callable[[], None], stopped: str) -> None:
         distributed.end_with_traceback(error)
 
 
-# --- arguments ----------------------------------------------------------------------------------
+def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
+    """Sets the options; returns the other arguments. UserError: an option does not fit."""
+    for name in [name for name in options if name.startswith("config.")]:
+        delattr(options, name)  # from an earlier command line
+    options.unparse_flags()
+    flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; they keep their defaults
+    _command_line[:] = ["python", *arguments]
+    try:
+        return options(_command_line)[1:]
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    except (LookupError, AttributeError) as error:  # of config_flags, for a --config.KEY
+        key = str(error).strip("\"'")  # which Python has put in quotes, once or twice
+        raise UserError(f"the config has no such key: {key}") from None
 
 
-def required(option: flags.FlagHolder[str | None], example: str) -> str:
-    """The value of an option that must be given.
-
-    Raises:
-      UserError: it was not given. The message shows the `example`.
-    """
+def required(option: flags.FlagHolder[_T | None], example: str) -> _T:
+    """The value of an option; UserError, with the `example`, if it was not given."""
     if option.value is None:
         raise UserError(f"--{option.name} is missing: give it, as --{option.name}={example}")
     return option.value
 
 
 def one_of(choices: Collection[str], arguments: Sequence[str]) -> str:
-    """The only argument that is not an option, such as the name of a figure.
-
-    Raises:
-      UserError: there is none, or several, or it is not one of `choices`.
-    """
+    """The only argument that is not an option; UserError unless it is one of `choices`."""
     if len(arguments) != 1 or arguments[0] not in choices:
         got = " ".join(arguments) or "nothing"
         raise UserError(f"give one of {', '.join(choices)}, and options; got {got}")
@@ -101,11 +98,7 @@ def no_more(arguments: Sequence[str]) -> None:
 
 
 def folders(option: flags.FlagHolder[list[str] | None]) -> list[Path]:
-    """The folders that ``--workdirs`` names.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The folders that ``--workdirs`` names; UserError if there are none."""
     found = [Path(name) for name in option.value or [] if name]
     if not found:
         raise UserError("--workdirs is missing: give the folders of runs, as runs/a,runs/b")
@@ -113,11 +106,7 @@ def folders(option: flags.FlagHolder[list[str] | None]) -> list[Path]:
 
 
 def output(option: flags.FlagHolder[str | None]) -> Path | None:
-    """The file that a command shall write, checked before the work begins; None if not given.
-
-    Raises:
-      UserError: its folder is missing, or it is a folder.
-    """
+    """The file to write, or None; UserError, before the work begins, if that is impossible."""
     if option.value is None:
         return None
     file, given = Path(option.value), f"--{option.name}={option.value}"
@@ -131,16 +120,18 @@ def output(option: flags.FlagHolder[str | None]) -> Path | None:
 # --- configs ------------------------------------------------------------------------------------
 
 
+class _ConfigParser(flags.ArgumentParser[ConfigDict]):
+    def parse(self, argument: str) -> ConfigDict:
+        return load_configs(argument)[0]
+
+
 def define_config(options: flags.FlagValues) -> ConfigFlag:
     """Adds --config=FILE, and --config.KEY=VALUE for every value of that config."""
-    about = (
-        "A config: a file, as configs/tiny.py; a variant in a file, as configs/cifar10.py:18; or "
-        "the name of a packaged file, as tiny. Any of its values can be set: --config.batch=64."
-    )
     flag = config_flags.DEFINE_config_file(
         "config",
         None,
-        about,
+        "A config: a file, as configs/tiny.py; a variant in a file, as configs/cifar10.py:18; or "
+        "the name of a packaged file, as tiny. Any of its values can be set: --config.batch=64.",
         flag_values=options,
         lock_config=False,
         accept_new_attributes=True,  # `config.parse` finds an unknown key, and says which is meant
@@ -151,22 +142,14 @@ def define_config(options: flags.FlagValues) -> ConfigFlag:
 
 
 def given_config(flag: ConfigFlag) -> config.Config:
-    """The config of --config, with the values that were set by --config.KEY.
-
-    Raises:
-      UserError: it was not given, or see `config.parse`.
-    """
-    if flag.value is None:
-        raise UserError("--config is missing: give a file, as --config=configs/tiny.py")
-    return config.parse(flag.value)
+    """The config of --config and --config.KEY; UserError if not given, or see `config.parse`."""
+    return config.parse(required(flag, "configs/tiny.py"))
 
 
 def load_configs(text: str, *, all_variants: bool = False) -> list[ConfigDict]:
-    """The config of FILE or FILE:VARIANT; or, if asked for, all variants that FILE has.
+    """The config of FILE or FILE:VARIANT; FILE is a path, or the name of a packaged file.
 
-    Args:
-      text: FILE is a path, or the name of a packaged file.
-      all_variants: of a FILE without :VARIANT return all that it lists as NAMES.
+    With `all_variants`, a FILE without :VARIANT gives all that it lists as NAMES.
 
     Raises:
       UserError: it cannot be found or loaded.
@@ -193,49 +176,3 @@ def _find_config(name: str) -> Path:
     if short not in packaged:
         raise UserError(f"there is no config {name}; give a file, or one of {', '.join(packaged)}")
     return packaged[short]
-
-
-class _ConfigParser(flags.ArgumentParser[ConfigDict]):
-    """Loads what --config names."""
-
-    def parse(self, argument: str) -> ConfigDict:
-        return load_configs(argument)[0]
-
-    def flag_type(self) -> str:
-        return "config"
-
-
-# --- parsing ------------------------------------------------------------------------------------
-
-
-def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
-    """Sets the options; returns the other arguments.
-
-    Raises:
-      UserError: an option is unknown, or its value does not fit.
-    """
-    for name in [name for name in options if name.startswith("config.")]:
-        delattr(options, name)  # from an earlier command line
-    options.unparse_flags()
-    flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; they keep their defaults
-    _command_line[:] = ["python", *arguments]
-    try:
-        return options(_command_line)[1:]
-    except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(str(error)) from None
-    except (LookupError, AttributeError) as error:  # of config_flags, for a --config.KEY
-        key = str(error).strip("\"'")  # which Python has put in quotes, once or twice
-        raise UserError(f"the config has no such key: {key}") from None
-
-
-def _help(options: flags.FlagValues, about: str) -> str:
-    """The text of --help."""
-    lines = [about.strip(), "", "Options:"]
-    for name in options:
-        flag = options[name]
-        default = (
-            "" if flag.default in (None, []) or flag.boolean else f" (default: {flag.default})"
-        )
-        text = f"--{name}  {flag.help}{default}"
-        lines.append(flags.text_wrap(text, indent=" " * 6, firstline_indent="  "))
-    return "\n".join(lines)
