@@ -1,7 +1,7 @@
 """The paper's update (§5), and two ways to set its learning rate: by plateau or by schedule."""
 
 import dataclasses
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,22 +29,18 @@ def update_rule(c: config.Optim) -> optax.GradientTransformationExtraArgs:
 
 
 def _add_decays(c: config.Optim) -> optax.GradientTransformation:
-    """gradient + decay * w: optax's rule once for each decay, each with a mask of its own."""
+    """gradient + decay * w."""
 
-    def decay(layer: str, name: str) -> float:
-        return c.layer_decay.get(layer, c.weight_decay) if name == "kernel" or c.decay_biases else 0
+    def add(layer: str, name: str, gradient: jax.Array, w: jax.Array) -> jax.Array:
+        if name == "bias" and not c.decay_biases:
+            return gradient
+        return gradient + c.layer_decay.get(layer, c.weight_decay) * w
 
-    def mask(value: float, params: Params) -> dict[str, dict[str, bool]]:
-        return {
-            layer: {name: decay(layer, name) == value for name in parameters}
-            for layer, parameters in params.items()
-        }
-
-    values = sorted({c.weight_decay, *c.layer_decay.values()})
-    rule = optax.chain(*(optax.add_decayed_weights(v, partial(mask, v)) for v in values))
-    # Without the masks' states, which hold nothing, checkpoints of version 0.1 still open.
     return optax.stateless(
-        lambda gradients, params: rule.update(gradients, rule.init(params), params)[0]
+        lambda gradients, params: {
+            layer: {name: add(layer, name, g, params[layer][name]) for name, g in those.items()}
+            for layer, those in gradients.items()
+        }
     )
 
 
@@ -123,14 +119,9 @@ class PlateauPolicy:
         if self.waited == self.c.patience:
             self.waited, self.drops = 0, self.drops + 1
 
-    def state(self) -> dict[str, float]:
-        """The numbers that `load` takes."""
+    def state(self) -> dict[str, Any]:
+        """The values of JSON from which `make_policy` makes this policy again."""
         return {"best": self.best, "waited": self.waited, "drops": self.drops}
-
-    def load(self, state: dict[str, float]) -> None:
-        """Continues from what `state` returned."""
-        self.best = float(state["best"])
-        self.waited, self.drops = int(state["waited"]), int(state["drops"])
 
 
 @dataclasses.dataclass
@@ -148,17 +139,14 @@ class SchedulePolicy:
     def observe(self, error: float) -> None:
         """Does nothing: the error does not change the schedule."""
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """Nothing."""
         return {}
-
-    def load(self, state: dict[str, float]) -> None:
-        """Does nothing."""
 
 
 Policy = PlateauPolicy | SchedulePolicy
 
 
-def make_policy(c: config.Plateau | config.Schedule) -> Policy:
-    """The policy that a config describes, before the first step."""
-    return PlateauPolicy(c) if isinstance(c, config.Plateau) else SchedulePolicy(c)
+def make_policy(c: config.Plateau | config.Schedule, state: Mapping[str, Any] = {}) -> Policy:
+    """The policy that a config describes: as it was when its `state()` was saved, or new."""
+    return PlateauPolicy(c, **state) if isinstance(c, config.Plateau) else SchedulePolicy(c)

@@ -8,11 +8,12 @@ import pytest
 from alexnet_jax import optim
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.diagnostics import (
-    LayerDiagnostics,
     StuckLoss,
     check_loss,
     check_weights,
     label_entropy,
+    make_diagnostics,
+    read_layers,
 )
 from alexnet_jax.training.setup import make_network
 from tests.conftest import make_config
@@ -56,8 +57,8 @@ def test_one_bad_weight_is_found():
 
 
 def diagnose(network, c, params, optimizer, images):
-    diagnostics = LayerDiagnostics(network, c.model)
-    return diagnostics.read(diagnostics.measure({"params": params, "optimizer": optimizer}, images))
+    measure = make_diagnostics(network, c.model)
+    return read_layers(measure({"params": params, "optimizer": optimizer}, images))
 
 
 @pytest.mark.parametrize("devices", [1, 4])

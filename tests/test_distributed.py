@@ -207,10 +207,10 @@ def test_a_death_ends_the_other(failed):
 
 RAISE = PATCHED.format("""
 after = train.log_step
-def fails(tools, run, *rest):
+def fails(run, *rest):
     if distributed.process_index() == {number} and run.step == 8:
         raise {error}
-    after(tools, run, *rest)
+    after(run, *rest)
 train.log_step = fails
 """)
 

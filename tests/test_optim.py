@@ -114,12 +114,12 @@ def test_an_error_that_stays_the_same_is_no_improvement_even_if_none_is_asked_fo
 
 def test_the_plateau_resumes_from_its_state():
     errors = [0.9, 0.8, 0.8, 0.8, 0.7, 0.7]
-    whole, first, second = plateau(), plateau(), plateau()
+    whole, first = plateau(), plateau()
     for error in errors:
         whole.observe(error)
     for error in errors[:3]:
         first.observe(error)
-    second.load(first.state())
+    second = optim.make_policy(first.c, first.state())
     for error in errors[3:]:
         second.observe(error)
     assert second == whole

@@ -43,10 +43,10 @@ def stop_during_step(monkeypatch, number):
     """A signal comes while step `number` is computed."""
     log_step = train.log_step
 
-    def interrupted(tools, run, *rest):
+    def interrupted(run, *rest):
         if run.step == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        log_step(tools, run, *rest)
+        log_step(run, *rest)
 
     monkeypatch.setattr(train, "log_step", interrupted)
 
@@ -156,12 +156,15 @@ def test_the_process_saves_and_ends_with_a_status_that_says_why(records, tmp_pat
 
 CHILD = """
 import time
-from alexnet_jax.runtime.signals import Stop
+from alexnet_jax.runtime.signals import Stop, Stopped
 with Stop() as stop:
     print("ready", flush=True)
-    while not stop.asked():
-        time.sleep(0.01)
-    print("asked", flush=True)
+    try:
+        while True:
+            stop.check()
+            time.sleep(0.01)
+    except Stopped:
+        print("asked", flush=True)
     time.sleep(60)
 """
 

@@ -1,6 +1,5 @@
 """The loop: restarts change nothing, metrics are complete, failures stop with a clear line."""
 
-import dataclasses
 import json
 import shutil
 from contextlib import closing
@@ -98,8 +97,7 @@ def state_and_next_batch(c: config.Config, folder: Path):
     setup = make_setup(c)
     with Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         step, state, _ = restore_state(setup, checkpoints)
-    longer = dataclasses.replace(setup, plan=dataclasses.replace(setup.plan, last=step + 1))
-    with closing(placed_batches(longer, step)) as batches:
+    with closing(placed_batches(setup, step, step + 1)) as batches:
         return jax.device_get((state, next(batches)))
 
 
@@ -124,9 +122,9 @@ def test_numbers_are_fetched_when_the_devices_have_two_more_steps(records, tmp_p
     """But none is left open when the run evaluates, saves or ends."""
     read_line, ages = train.read_line, {}
 
-    def read(tools, run, line):
+    def read(run, line):
         ages[line.step] = run.step - line.step
-        return read_line(tools, run, line)
+        return read_line(run, line)
 
     monkeypatch.setattr(train, "read_line", read)
     fit(make_config(records, steps=11, checkpoint_every=6, log__every=2, batch=32), tmp_path)
@@ -136,7 +134,7 @@ def test_numbers_are_fetched_when_the_devices_have_two_more_steps(records, tmp_p
 
 def test_batches_are_read_ahead_but_not_beyond_the_last_step(records):
     setup = make_setup(make_config(records, steps=7, batch=32))
-    with closing(placed_batches(setup, 3)) as batches:
+    with closing(placed_batches(setup, 3, 7)) as batches:
         found = [np.asarray(batch["image"]) for batch in batches]
     read = train_batches(setup.train, setup.config.data, batch=32, seed=0, rows=[(0, 32)])
     with closing(read):

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,7 +21,6 @@ from alexnet_jax.runtime.terminal import say
 
 ERROR = "val/top1_error"  # the best checkpoint has the lowest
 CHANGED = "its contents are not what was saved"
-Check = Callable[[dict[str, Any]], None]
 
 # Orbax logs every stage of a save by absl. Its errors it raises as well, so nothing is lost.
 _ORBAX = os.path.dirname(ocp.__file__)
@@ -49,14 +48,11 @@ class Checkpoints:
         """Opens the folder; the first save makes it. With `read_only` nothing in it changes."""
         self.folder, self._read_only = folder.absolute(), read_only
         policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=_score, n=1, reverse=False, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.FixedIntervalPolicy(1),  # train.py decides
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             best_fn=_score,
-            best_mode="max",
             step_format_fixed_length=8,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -64,8 +60,10 @@ class Checkpoints:
         # Orbax cannot open a folder with damaged scores in it.
         bad = distributed.on_main_process(lambda: _with_bad_scores(self.folder, read_only))
         _put_aside(self.folder, bad)
-        self._manager = _Manager(self.folder, options=options, item_handlers=_handlers())
-        self._reader = _Reader(self.folder)
+        # Compression saves 8% of the bytes for several times the work (docs/performance.md).
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        handlers = {"state": handler, "meta": ocp.JsonCheckpointHandler()}
+        self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, rising."""
@@ -102,32 +100,28 @@ class Checkpoints:
                 self._manager.delete(step)
             self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
 
-    def restore(
-        self, state: Any, check: Check = lambda meta: None, step: int | None = None
-    ) -> Restored | None:
+    def restore(self, state: Any, step: int | None = None) -> Restored | None:
         """The newest intact checkpoint, or that of `step`; None if there is none.
 
         Args:
           state: a tree of ShapeDtypeStructs with shardings: where to put the arrays. The devices
             may differ from those that saved them.
-          check: is given the meta; raises UserError if the checkpoint does not fit the run.
           step: which; None for the newest.
 
         Raises:
-          UserError: there is no checkpoint of `step`; or all are damaged; or `check` raised it.
+          UserError: there is no checkpoint of `step`; or all are damaged.
         """
         steps = self.steps()
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {have}")
-        wanted, damaged = steps if step is None else [step], list[int]()
-        for candidate in reversed(wanted):
-            restored = self._read(candidate, state, check)
+        damaged = list[int]()
+        for candidate in reversed(steps if step is None else [step]):
+            restored = self._read(candidate, state)
             if restored is not None:
                 if damaged and not self._read_only:
                     _put_aside(self.folder, damaged)
                     self._manager.reload()
-                    self._reader.reload()
                 return restored
             damaged.append(candidate)
         if damaged:
@@ -145,7 +139,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the newest save, and closes. Raises UserError as `wait` does."""
-        self._reader.close()
         with self._write_errors():
             self._manager.close()
 
@@ -184,22 +177,25 @@ class Checkpoints:
                 f"ones are kept; fix this, and the same command resumes from the newest"
             ) from error
 
-    def _read(self, step: int, state: Any, check: Check) -> Restored | None:
+    def _read(self, step: int, state: Any) -> Restored | None:
         """The checkpoint of `step`; None, in all processes, if any process finds it damaged."""
-        problem, values, found = "", dict[str, Any](), None
+        folder, problem = self.folder / f"{step:08d}", ""
         try:
-            values, found = self._reader.read(step, state, check)
-        except (UserError, MemoryError):
+            sealed = json.loads((folder / "meta" / "metadata").read_text())
+            if sealed.pop("seal") != json_checksum(sealed):
+                raise ValueError(CHANGED)
+            found = _read_arrays(folder / "state", state)
+        except MemoryError:
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
             problem = _reason(error)
         problems = [one for one in distributed.gather_text(problem) if one]
-        if not problems and array_checksums(found) != values["state"]:
+        if not problems and array_checksums(found) != sealed["state"]:
             problems = [CHANGED]
         if problems:
             say(f"checkpoint {step} in {self.folder} is damaged: {problems[0]}")
             return None
-        return Restored(step, found, values["meta"])
+        return Restored(step, found, sealed["meta"])
 
 
 class _Manager(ocp.CheckpointManager):
@@ -214,53 +210,20 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-# --- reading ------------------------------------------------------------------------------------
+def _read_arrays(folder: Path, state: Any) -> Any:
+    """This process's parts of the arrays in `folder`, placed as `state` says.
 
-
-class _Reader:
-    """Reads checkpoints, or this process's parts of them, without waiting for other processes.
-
-    Orbax by itself ends a restore with a barrier, and would wait there for minutes for a process
-    that has found its part damaged.
+    Does not wait for other processes. Orbax by itself ends with a barrier, and would wait there for
+    minutes for a process that has found its part damaged.
     """
-
-    def __init__(self, folder: Path) -> None:
-        here = distributed.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
-        )
-        options = ocp.CheckpointManagerOptions(
-            step_format_fixed_length=8, read_only=True, multiprocessing_options=alone
-        )
-        handlers = _handlers(multiprocessing_options=alone)
-        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-        self.reload, self.close = self._manager.reload, self._manager.close
-
-    def read(self, step: int, state: Any, check: Check) -> tuple[dict[str, Any], Any]:
-        """What `save` put into `sealed`, and the arrays, placed as `state` says.
-
-        Raises:
-          UserError: `check` raised it.
-          Exception: any, if the checkpoint is damaged.
-        """
-        sealed = self._restore(step, meta=ocp.args.JsonRestore()).meta
-        if sealed.pop("seal") != json_checksum(sealed):
-            raise ValueError(CHANGED)
-        check(sealed["meta"])
-        placed = ocp.checkpoint_utils.construct_restore_args(state)
-        arrays = ocp.args.PyTreeRestore(state, restore_args=placed)
-        return sealed, self._restore(step, state=arrays).state
-
-    def _restore(self, step: int, **items: Any) -> Any:
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-
-def _handlers(**options: Any) -> dict[str, Any]:
-    # Compression saves 8% of the bytes for several times the work (docs/performance.md).
-    return {
-        "state": ocp.PyTreeCheckpointHandler(use_compression=False, **options),
-        "meta": ocp.JsonCheckpointHandler(**options),
-    }
+    here = distributed.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    placed = ocp.checkpoint_utils.construct_restore_args(state)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(state, restore_args=placed))
 
 
 # --- damage -------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 
 def json_checksum(values: Mapping[str, Any]) -> str:
     """A hash of JSON values: SHA-256, in hex."""
@@ -19,15 +22,11 @@ def array_checksums(state: Any) -> list[int]:
     an odd number of its own. Such a sum does not depend on its order, and so not on how an array is
     split over devices, which exchange nothing but their sums.
     """
-    import jax  # here, because `prepare` does without
-
-    return [int(value) for value in jax.device_get(jax.jit(_sums)(state))]
+    return [int(value) for value in jax.device_get(_sums(state))]
 
 
-def _sums(state: Any) -> list[Any]:
-    import jax
-    import jax.numpy as jnp
-
+@jax.jit
+def _sums(state: Any) -> list[jax.Array]:
     def sum_of(leaf: jax.Array) -> jax.Array:
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, width).astype(jnp.uint32)

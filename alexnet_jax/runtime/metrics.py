@@ -36,7 +36,7 @@ class MetricsLog:
             written = self.path.with_suffix(".tmp")
             written.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(written, self.path)
-            self._file = self.path.open("ab", buffering=0)
+            self._file = self.path.open("a")
             self._events = EventsWriter(str(workdir / "events"))
             # Tells TensorBoard to drop what an interrupted run wrote after this step.
             self._add_event(step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -49,10 +49,9 @@ class MetricsLog:
         """
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "epoch": round(epoch, 6), **known}
-        left = (json.dumps(line, allow_nan=False) + "\n").encode()
         with self._write_errors():
-            while left:
-                left = left[self._file.write(left) :]
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
             os.fsync(self._file.fileno())
             for name, value in values.items():
                 self._add_event(step, summary={"value": [{"tag": name, "simple_value": value}]})
@@ -60,9 +59,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        with suppress(OSError):  # `write` has raised it
-            self._events.close()
+        for file in (self._file, self._events):
+            with suppress(OSError):  # `write` has raised it
+                file.close()
 
     def _add_event(self, step: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -29,7 +29,6 @@ class Stop:
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._agreed = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -44,16 +43,13 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
-        """Whether a signal came. Several processes must ask equally often; they get one answer."""
-        if distributed.process_count() == 1:
-            return self._signal is not None
-        self._agreed = self._agreed or distributed.asked_to_stop()
-        return self._agreed
-
     def check(self) -> None:
-        """Raises Stopped if a signal came. Several processes must call it equally often."""
-        if self.asked():
+        """Raises Stopped if a signal came.
+
+        Several processes must call it equally often; all raise at the same call, and only there.
+        """
+        alone = distributed.process_count() == 1
+        if self._signal is not None if alone else distributed.asked_to_stop():
             raise Stopped(self._signal or signal.SIGTERM)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:

@@ -48,7 +48,7 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
         `claim`.
     """
     with ExitStack() as stack:
-        holder = distributed.on_main_process(lambda: stack.enter_context(_lock(workdir, c)))
+        holder = distributed.on_main_process(lambda: _lock(workdir, c, stack))
         seen = ""
         with suppress(OSError):
             seen = (workdir / LOCK).read_text().strip()
@@ -62,28 +62,26 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _lock(workdir: Path, c: config.Config) -> Iterator[str]:
-    """Yields the text in the lock file, which says who holds it."""
+def _lock(workdir: Path, c: config.Config, stack: ExitStack) -> str:
+    """Claims and locks `workdir` until `stack` is left; returns the text in the lock file."""
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     with _write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{workdir} is in use by {file.read().strip() or 'another process'}; "
-                f"wait for its end, or give another --workdir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{holder}\n")
-        file.flush()
-        os.fsync(file.fileno())  # for processes that see it over a network
-        claim(workdir, c)
-        yield holder
+        file = stack.enter_context((workdir / LOCK).open("a+"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{workdir} is in use by {file.read().strip() or 'another process'}; "
+            f"wait for its end, or give another --workdir"
+        ) from None
+    file.truncate(0)
+    file.write(f"{holder}\n")
+    file.flush()
+    os.fsync(file.fileno())  # for processes that see it over a network
+    claim(workdir, c)
+    return holder
 
 
 @contextmanager
@@ -133,9 +131,8 @@ def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, s
 
 
 class Start(NamedTuple):
-    """A line of `starts.jsonl`: see `record_start` and `host.describe`."""
+    """What a line of `starts.jsonl` says of results: see `record_start` and `host.describe`."""
 
-    step: int
     records: str
     devices: int
     kind: str

@@ -17,51 +17,43 @@ from alexnet_jax.runtime.sharding import fetch
 from alexnet_jax.training.state import State
 
 
-class LayerDiagnostics:
-    """The size of each layer's weights and updates, and its share of dead units.
+def make_diagnostics(network: ShardedModel, c: config.AlexNet | config.Cifar) -> Any:
+    """The jitted function (state, images) -> sizes and outputs, from which `read_layers` reads.
+
+    Its images are a training batch as the network sees it: float32 [b, crop, crop, 3].
+    """
+    counted = c.names[:-1] if c.activation == "relu" else ()
+
+    def highest(params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        """The highest output of each unit for each image: {'conv1': [b, maps here], ...}."""
+        outputs = network.bind(params).outputs(images)
+        return {layer: outputs[layer].max(range(1, outputs[layer].ndim - 1)) for layer in counted}
+
+    inputs, units = (network.specs, network.spec(DATA)), network.spec(DATA, TOWER)
+    tops = network.shard_map(highest, inputs, units)
+
+    def measure(state: State, images: Float[Array, "b crop crop 3"]) -> Any:
+        params = state["params"]
+        return _sizes(params, optim.velocity(state["optimizer"])), tops(params, images)
+
+    return network.jit(measure)
+
+
+def read_layers(measured: Any) -> dict[str, float]:
+    """Metrics of each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|) and
+    'dead/conv1' (share of dead units).
 
     A unit (a feature map or a neuron) is dead if its output is above 0 for no image of a batch, at
     no place. The share is left out where the activation is not the ReLU.
     """
-
-    def __init__(self, network: ShardedModel, c: config.AlexNet | config.Cifar) -> None:
-        hidden = c.names[:-1]
-        self._counts_dead = c.activation == "relu"
-
-        def highest(params: Params, images: jax.Array) -> dict[str, jax.Array]:
-            """The highest output of each unit for each image: {'conv1': [b, maps here], ...}."""
-            outputs = network.bind(params).outputs(images)
-            return {
-                layer: outputs[layer].max(range(1, outputs[layer].ndim - 1)) for layer in hidden
-            }
-
-        inputs, units = (network.specs, network.spec(DATA)), network.spec(DATA, TOWER)
-        tops = network.shard_map(highest, inputs, units)
-        self._measure = network.jit(
-            lambda params, v, images: (_sizes(params, v), tops(params, images))
-        )
-
-    def measure(self, state: State, images: Float[Array, "b crop crop 3"]) -> Any:
-        """Begins to measure, and does not wait; `read` makes metrics of the result.
-
-        `images` is a training batch as the network sees it.
-        """
-        return self._measure(state["params"], optim.velocity(state["optimizer"]), images)
-
-    def read(self, measured: Any) -> dict[str, float]:
-        """Metrics of each layer: 'weight/conv1' (mean |w|), 'update/conv1' (mean |v| / mean |w|)
-        and 'dead/conv1' (share of dead units).
-        """
-        sizes, tops = fetch(measured)
-        values = {}
-        for layer, (weight, update) in sizes.items():
-            values[f"weight/{layer}"] = float(weight)
-            values[f"update/{layer}"] = float(update / weight) if weight else math.inf
-        if self._counts_dead:
-            values |= {
-                f"dead/{layer}": float(np.mean(top.max(0) <= 0)) for layer, top in tops.items()
-            }
-        return values
+    sizes, tops = fetch(measured)
+    values = {}
+    for layer, (weight, update) in sizes.items():
+        values[f"weight/{layer}"] = float(weight)
+        values[f"update/{layer}"] = float(update / weight) if weight else math.inf
+    for layer, top in tops.items():
+        values[f"dead/{layer}"] = float(np.mean(top.max(0) <= 0))
+    return values
 
 
 def _sizes(params: Params, velocity: Params) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -37,8 +37,7 @@ class Scores(NamedTuple):
 
     def named(self, prefix: str) -> dict[str, float]:
         """As metrics: 'val/top1_error' and so on."""
-        values = {"loss": self.loss, "top1_error": self.top1_error, "top5_error": self.top5_error}
-        return {f"{prefix}/{name}": value for name, value in values.items()}
+        return {f"{prefix}/{name}": getattr(self, name) for name in self._fields[:3]}
 
     def text(self) -> str:
         """For people."""

@@ -18,7 +18,6 @@ from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import check_batch, make_mesh
-from alexnet_jax.training.plan import Plan, make_plan
 from alexnet_jax.training.scores import Evaluator
 
 
@@ -35,7 +34,6 @@ class Setup:
       normalization: on every device: 'mean' float32 [size, size, 3], the mean image; 'components'
         float32 [3, 3], see `augment.lighting_components`.
       evaluator: of the network.
-      plan: when the run logs, evaluates, saves and ends.
     """
 
     config: config.Config
@@ -45,7 +43,6 @@ class Setup:
     network: ShardedModel
     normalization: dict[str, jax.Array]
     evaluator: Evaluator
-    plan: Plan
 
 
 def make_network(c: config.Config) -> ShardedModel:
@@ -77,7 +74,7 @@ def make_setup(c: config.Config) -> Setup:
     records = open_records(c.data.records)
     _check_records(records, c.data, c.model.classes)
     distributed.require_same("the records", records.manifest.hash)
-    train, validation = (_split(records, name) for name in ("train", c.data.validation))
+    train, validation = records.split("train"), records.split(c.data.validation)
     mean, statistics = replicate(network, records.statistics.mean), records.statistics
     components = augment.lighting_components(statistics, c.data.lighting)
     return Setup(
@@ -88,7 +85,6 @@ def make_setup(c: config.Config) -> Setup:
         network,
         {"mean": mean, "components": replicate(network, components)},
         Evaluator(network, mean, c.data, c.evaluate.batch),
-        make_plan(c, len(train)),
     )
 
 
@@ -117,10 +113,3 @@ def _check_records(records: Records, data: config.Data, classes: int) -> None:
             f"{where} have {len(manifest.classes)} classes, the network has {classes}; "
             f"run with --config.model.classes={len(manifest.classes)}"
         )
-
-
-def _split(records: Records, name: str) -> Split:
-    split = records.split(name)
-    if len(split) == 0:
-        raise UserError(f"split {name!r} of the records in {records.path} has no images")
-    return split

@@ -89,14 +89,12 @@ def restore_state(
     Raises:
       UserError: it was trained on other records; or see `Checkpoints.restore`.
     """
-
-    def check(meta: dict[str, Any]) -> None:
-        ours, theirs = setup.records.manifest.hash, meta["records"]
-        if ours != theirs:
-            raise UserError(
-                f"{checkpoints.folder} was trained on other records than those in "
-                f"{setup.records.path} (hash {theirs:.12}, not {ours:.12}); "
-                f"give those that it was trained on (--config.data.records) or another --workdir"
-            )
-
-    return checkpoints.restore(state_shapes(setup.network, setup.config.optim), check, step)
+    restored = checkpoints.restore(state_shapes(setup.network, setup.config.optim), step)
+    ours = setup.records.manifest.hash
+    if restored is not None and restored.meta["records"] != ours:
+        raise UserError(
+            f"{checkpoints.folder} was trained on other records than those in "
+            f"{setup.records.path} (hash {restored.meta['records']:.12}, not {ours:.12}); "
+            f"give those that it was trained on (--config.data.records) or another --workdir"
+        )
+    return restored

@@ -1,9 +1,8 @@
 """A trained network from its workdir: what every job after training begins with."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 from alexnet_jax import config
 from alexnet_jax.optim import Params
@@ -17,8 +16,7 @@ Step = Literal["newest", "best"] | int
 """Which checkpoint: the newest intact one, the one with the lowest error, or that of a step."""
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """Attributes: the workdir, the checkpoint's step, the run's setup, and its parameters."""
 
     folder: Path
