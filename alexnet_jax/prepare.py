@@ -9,16 +9,13 @@ and summing run without Python's lock, and unlike processes no thread outlives t
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast, get_args
 
 import cv2
-import numpy as np
 from absl import flags
-from jaxtyping import UInt8
 
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli
@@ -75,22 +72,21 @@ def prepare(
         options.require_same(folder, "prepared", vars(manifest))
         return manifest
     opened = sources.open_source(source, size)
-    _refuse_empty(source, {name: len(split) for name, split in opened.splits.items()})
+    _refuse_empty(source, {name: split.count for name, split in opened.splits.items()})
     layout.begin(folder, options, _fingerprint(opened))
-    tasks = [task for split in opened.splits for task in _tasks(opened, split, folder, options)]
+    threads = threads or cores()
     try:
-        made = _write_shards(tasks, options, skip_bad, threads or cores())
+        made = {
+            name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
+            for name in opened.splits
+        }
     except OSError as error:
         raise UserError(
             f"{error.filename or folder}: {error.strerror or error}; fix this; "
             f"the same command then resumes"
         ) from error
-    by_split = {
-        name: [shard for task, shard in zip(tasks, made, strict=True) if task.split == name]
-        for name in opened.splits
-    }
-    _refuse_empty(source, {n: sum(s.file.count for s in of) for n, of in by_split.items()})
-    return shards.finish(folder, options, opened.classes, by_split)
+    _refuse_empty(source, {n: sum(shard.file.count for shard in of) for n, of in made.items()})
+    return shards.finish(folder, options, opened.classes, made)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,119 +132,82 @@ def _fingerprint(source: sources.Source) -> str:
     """A hash of the names of all classes and images."""
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for name, split in source.splits.items():
-        digest.update(f"\n\n{name} {len(split)}".encode())
-        for index in range(len(split)):
+        digest.update(f"\n\n{name} {split.count}".encode())
+        for index in range(split.count):
             digest.update(f"\n{split.name(index)}".encode())
     return digest.hexdigest()
 
 
-# --- shards -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One shard to write: the images of `range`."""
-
-    path: Path
-    split: str
-    images: sources.SourceSplit
-    range: range
-    classes: int
-
-
-def _tasks(
-    source: sources.Source, split: str, folder: Path, options: layout.PrepareOptions
-) -> Iterator[_Task]:
-    """Shards of a split: 64, unless they would have less than 128 or more than 8192 images."""
-    count = len(source.splits[split])
-    per_shard = min(max(-(-count // 64), 128), 8192)
-    for number, start in enumerate(range(0, count, per_shard)):
-        path = layout.shard_path(folder, options.format, split, number)
-        part = range(start, min(start + per_shard, count))
-        yield _Task(path, split, source.splits[split], part, len(source.classes))
-
-
-def _write_shards(
-    tasks: Sequence[_Task], options: layout.PrepareOptions, skip_bad: bool, threads: int
+def _write_split(
+    folder: Path,
+    name: str,
+    source: sources.Source,
+    options: layout.PrepareOptions,
+    *,
+    skip_bad: bool,
+    threads: int,
 ) -> list[shards.Shard]:
-    """Writes the shards that do not exist yet; returns all, in order."""
-    made = [shards.finished_shard(task.path) for task in tasks]
-    for shard in made:
-        if shard is not None and shard.skipped and not skip_bad:
-            raise _bad_image(shard.skipped[0])
-    sizes = [len(task.range) for task in tasks]
-    done = sum(size for size, shard in zip(sizes, made, strict=True) if shard is not None)
+    """Writes the shards of a split that do not exist yet; returns all, in order."""
+    split = source.splits[name]
+    # 64 shards, unless they would have less than 128 or more than 8192 images.
+    per_shard = min(max(-(-split.count // 64), 128), 8192)
+    starts = range(0, split.count, per_shard)
     stop, lock = threading.Event(), threading.Lock()
     cv2.setNumThreads(1)  # OpenCV's own threads would compete with these
-    with (
-        progress_bar(sum(sizes), "preparing", "images", initial=done) as bar,
-        ThreadPoolExecutor(threads) as pool,
-    ):
 
-        def advance() -> None:
+    def write(number: int) -> shards.Shard:
+        path = layout.shard_path(folder, options.format, name, number)
+        part = range(starts[number], min(starts[number] + per_shard, split.count))
+        shard = shards.finished_shard(path)
+        if shard is None:
+            return shards.write_shard(path, options, read(part))
+        if shard.skipped and not skip_bad:
+            raise _bad_image(shard.skipped[0])
+        with lock:
+            bar.update(len(part))
+        return shard
+
+    def read(part: range) -> Iterator[shards.LabelledImage | str]:
+        for index in part:
             if stop.is_set():
                 raise CancelledError
+            yield _read(split, index, len(source.classes), options.size, skip_bad)
             with lock:
                 bar.update()
 
-        missing = {
-            number: pool.submit(_write_shard, task, options, skip_bad, advance)
-            for number, task in enumerate(tasks)
-            if made[number] is None
-        }
+    with (
+        progress_bar(split.count, f"preparing {name}", "images") as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
         try:
-            finished, _ = wait(missing.values(), return_when=FIRST_EXCEPTION)
-            for number, future in missing.items():  # in order: the first image's error is raised
-                if future in finished:
-                    made[number] = future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [shard for shard in made if shard is not None]
+            return list(pool.map(write, range(len(starts))))  # raises the first shard's error
+        finally:
+            stop.set()  # after an error or a signal the other threads stop too
 
 
-def _write_shard(
-    task: _Task, options: layout.PrepareOptions, skip_bad: bool, advance: Callable[[], None]
-) -> shards.Shard:
-    """Writes one shard; calls `advance` after each image, which raises an error to stop it.
+def _read(
+    split: sources.SourceSplit, index: int, classes: int, size: int, skip_bad: bool
+) -> shards.LabelledImage | str:
+    """An image of the records and its label, or why it is left out.
 
     Raises:
-      UserError: an image cannot be decoded, or its label is outside the classes.
+      UserError: it cannot be decoded and may not be left out, or its label is outside the classes.
     """
-    writer = shards.ShardWriter(task.path, options)
     try:
-        for index in task.range:
-            try:
-                image, label = _read(task, index)
-            except ValueError as error:
-                problem = f"{task.images.name(index)}: {error}"
-                if not skip_bad:
-                    raise _bad_image(problem) from error
-                writer.skip(problem)
-            else:
-                writer.add(images.centre_square(image, options.size), label)
-            advance()
-    except BaseException:
-        writer.abandon()
-        raise
-    return writer.close()
-
-
-def _read(task: _Task, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
-    """An image and its label.
-
-    Raises:
-      ValueError: the image cannot be decoded.
-      UserError: the label is outside the classes.
-    """
-    image, label = task.images.read(index)
-    if not 0 <= label < task.classes:
+        image, label = split.read(index)
+        if isinstance(image, bytes):
+            image = images.decode(image)
+    except ValueError as error:
+        problem = f"{split.name(index)}: {error}"
+        if skip_bad:
+            return problem
+        raise _bad_image(problem) from error
+    if not 0 <= label < classes:
         raise UserError(
-            f"{task.images.name(index)} has label {label}; "
-            f"the {task.classes} classes are 0 to {task.classes - 1}: the source is damaged"
+            f"{split.name(index)} has label {label}; "
+            f"the {classes} classes are 0 to {classes - 1}: the source is damaged"
         )
-    return images.decode(image) if isinstance(image, bytes) else image, label
+    return images.centre_square(image, size), label
 
 
 def _bad_image(problem: str) -> UserError:

@@ -1,14 +1,11 @@
 """From the bytes of an image file to the centre square of §2."""
 
-import struct
-
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-MAX_PIXELS = 2**28  # a larger image is treated as a decompression bomb
-_PNG = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS = 2**28  # a larger JPEG is treated as a decompression bomb; for cv2 see __init__.py
 
 
 def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -21,12 +18,12 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
       uint8 [height, width, 3] in RGB.
 
     Raises:
-      ValueError: the image cannot be decoded, is truncated, or has more than `MAX_PIXELS` pixels.
+      ValueError: the image cannot be decoded, is truncated, or has too many pixels.
     """
-    height, width, rgb_jpeg = _header(data)
+    height, width, colours = _jpeg_header(data)
     if height * width > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels are more than 2^28")
-    if rgb_jpeg:
+    if colours in ("RGB", "YCbCr", "Gray"):
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
@@ -69,13 +66,9 @@ def centre_square(
     return cv2.resize(square, (size, size), interpolation=kernel)
 
 
-def _header(data: bytes) -> tuple[int, int, bool]:
-    """Height and width as far as the header tells, and whether it is a JPEG but not CMYK."""
-    if data.startswith(_PNG) and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width, False
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """Height, width and colour space; (0, 0, '') if `data` is no JPEG."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        return simplejpeg.decode_jpeg_header(data)[:3]
     except ValueError:
-        return 0, 0, False
-    return height, width, colours not in ("CMYK", "YCCK")
+        return 0, 0, ""

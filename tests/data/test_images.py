@@ -106,13 +106,17 @@ def test_cannot_be_decoded(data, reason):
 
 
 def test_decompression_bombs():
-    """20,000 x 20,000 black pixels fit into a few kilobytes."""
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    chunk = (
-        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    )
-    with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
-        images.decode(b"\x89PNG\r\n\x1a\n" + chunk)
+    """Some kilobytes can hold 40,000 x 40,000 black pixels: above any limit that OpenCV has."""
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(100_000))),
+        (b"IEND", b""),
+    ):
+        png += struct.pack(">I", len(body)) + kind + body
+        png += struct.pack(">I", zlib.crc32(kind + body))
+    with pytest.raises(ValueError, match="cannot be decoded: pixels <= CV_IO_MAX_IMAGE_PIXELS"):
+        images.decode(png)
     jpeg = bytearray(encode(Image.fromarray(smooth(8, 8)), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)

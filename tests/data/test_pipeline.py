@@ -44,10 +44,13 @@ def test_shapes_and_types(raw_records, make_data):
 def tagged(tmp_path, count: int) -> records.Split:
     """Images whose every pixel is the image's own number (below 65,536)."""
     options = layout.PrepareOptions("tags", 4, "raw")
-    writer = shards.ShardWriter(layout.shard_path(tmp_path, "raw", "train", 0), options)
-    for number in range(count):
-        writer.add(np.full((4, 4, 3), (number // 256, number % 256, 0), np.uint8), number % 2)
-    shards.finish(tmp_path, options, ("a", "b"), {"train": [writer.close()]})
+    images = (
+        (np.full((4, 4, 3), (number // 256, number % 256, 0), np.uint8), number % 2)
+        for number in range(count)
+    )
+    path = layout.shard_path(tmp_path, "raw", "train", 0)
+    made = {"train": [shards.write_shard(path, options, images)]}
+    shards.finish(tmp_path, options, ("a", "b"), made)
     return records.open_records(tmp_path).split("train")
 
 

@@ -1,6 +1,5 @@
 """From a source to records: the right pixels, and the same files after any interruption."""
 
-import concurrent.futures
 import hashlib
 import os
 import shutil
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -86,15 +86,15 @@ def test_an_interrupted_run_resumes(tmp_path, monkeypatch, kind):
     """Stopped after every 250 images: all files are those of a run without interruption."""
     prepare("generated:600", tmp_path / "whole", size=20, format=kind)
     drawn = {"count": 0}
-    original = generated.Drawn.read
+    original = generated.draw
 
-    def read_some(self, index):
+    def draw_some(*arguments):
         drawn["count"] += 1
         if drawn["count"] % 250 == 0:
             raise KeyboardInterrupt
-        return original(self, index)
+        return original(*arguments)
 
-    monkeypatch.setattr(generated.Drawn, "read", read_some)
+    monkeypatch.setattr(generated, "draw", draw_some)
     stops = 0
     while not records.is_prepared(tmp_path / "parts"):
         try:
@@ -153,7 +153,7 @@ def test_twice(tmp_path, capsys, monkeypatch):
     main(arguments)
     assert "is prepared: 20 train, 512 validation images" in capsys.readouterr().out
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(prepare_module, "_write_shards", lambda *_: pytest.fail("it is done"))
+    monkeypatch.setattr(prepare_module, "_write_split", lambda *_: pytest.fail("it is done"))
     main(arguments)
     assert "was prepared before: 20 train, 512 validation images" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
@@ -223,14 +223,19 @@ def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
 
 
 def test_labels_outside_the_classes(tmp_path, monkeypatch):
-    """All shards have failed before the first error is looked for: the first image is named."""
-    wrong = sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
-    monkeypatch.setattr(generated.Drawn, "read", lambda *_: wrong)
-    monkeypatch.setattr(
-        prepare_module, "wait", lambda futures, **_: concurrent.futures.wait(futures)
-    )
-    with pytest.raises(UserError, match=r"generated\[0, 0\] has label 10; the 10 classes are 0 to"):
-        prepare("generated:20", tmp_path / "out", size=16, threads=1)
+    """All shards fail at once, in their own threads: the first image is named."""
+    together = threading.Barrier(2)
+
+    def read(index):
+        together.wait()
+        time.sleep(0.1 if index == 0 else 0)  # the second shard fails first
+        return sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
+
+    train = sources.SourceSplit(200, lambda index: f"image {index}", read)  # two shards
+    source = sources.Source(generated.CLASSES, {"train": train})
+    monkeypatch.setattr(sources, "open_source", lambda *_: source)
+    with pytest.raises(UserError, match=r"image 0 has label 10; the 10 classes are 0 to"):
+        prepare("any", tmp_path / "out", size=16, threads=2)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

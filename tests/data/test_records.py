@@ -83,7 +83,7 @@ def test_statistics_of_a_single_colour_are_exact():
     """n products - (sum)^2 is exactly 0; with rounding it would be positive or negative."""
     pixels = np.full((3, 3, 3), 251 * 10**7, np.int64)
     products = np.full((3, 3), 251 * 251 * 9 * 10**7, np.int64)
-    statistics = shards.Sums(10**7, pixels, products).statistics()
+    statistics = shards.statistics(10**7, pixels, products)
     np.testing.assert_array_equal(statistics.eigenvalues, 0)
     np.testing.assert_array_equal(statistics.mean, 251)
 
@@ -173,9 +173,10 @@ def test_hash_knows_labels_and_pixels(raw_records, tmp_path):
     def content(pixel: int, label: int) -> str:
         folder = tmp_path / f"{pixel}-{label}"
         folder.mkdir()
-        writer = shards.ShardWriter(layout.shard_path(folder, "raw", "train", 0), options)
-        writer.add(np.full((2, 2, 3), pixel, np.uint8), label)
-        return shards.finish(folder, options, ("a", "b"), {"train": [writer.close()]}).hash
+        path = layout.shard_path(folder, "raw", "train", 0)
+        images = [(np.full((2, 2, 3), pixel, np.uint8), label)]
+        made = {"train": [shards.write_shard(path, options, images)]}
+        return shards.finish(folder, options, ("a", "b"), made).hash
 
     assert len({content(1, 0), content(2, 0), content(1, 1)}) == 3
 

@@ -22,7 +22,7 @@ FIRST_VALIDATION = ("n01751748", "n09193705")
 
 def read_all(source: Source, split: str) -> list[tuple[bytes, int]]:
     of = source.splits[split]
-    return [tuple(of.read(index)) for index in range(len(of))]
+    return [tuple(of.read(index)) for index in range(of.count)]
 
 
 # --- folder -------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_cifar10_damaged(tmp_path, cifar):
 def test_generated():
     source = open_source("generated:25", 40)
     assert source.classes == generated.CLASSES
-    assert {name: len(split) for name, split in source.splits.items()} == {
+    assert {name: split.count for name, split in source.splits.items()} == {
         "train": 25,
         "validation": generated.VALIDATION,
     }
@@ -325,7 +325,7 @@ def test_generated():
             np.testing.assert_array_equal(image, again.splits[split].read(index).image)
     train, validation = (source.splits[s].read(3).image for s in ("train", "validation"))
     assert (train != validation).any()
-    assert len(open_source("generated", 40).splits["train"]) == generated.TRAIN
+    assert open_source("generated", 40).splits["train"].count == generated.TRAIN
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])

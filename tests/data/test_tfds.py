@@ -129,7 +129,7 @@ def test_imagenet2012(without_tensorflow, downloads, tmp_path):
 
     # It is read again without TensorFlow, and not made again.
     (downloads / "ILSVRC2012_img_train.tar").unlink()
-    assert len(open_source(source, 32).splits["train"]) == len(TRAIN)
+    assert open_source(source, 32).splits["train"].count == len(TRAIN)
 
 
 def test_imagenet2012_without_labels(without_tensorflow, downloads, tmp_path):

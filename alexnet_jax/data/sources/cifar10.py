@@ -3,8 +3,6 @@
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +17,18 @@ CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 Batch = tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, " n"]]  # images and labels
-_ALLOWED = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Images in memory."""
-
-    where: str
-    images: UInt8[np.ndarray, "n height width 3"]
-    labels: Int32[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return f"{self.where}[{index}]"
-
-    def read(self, index: int) -> Example:
-        return Example(self.images[index], int(self.labels[index]))
+_ALLOWED = {"numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"}
 
 
 def open_cifar10(path: str) -> Source:
     """The source of ``cifar10:PATH``."""
-    files = dict(_files(Path(path)))
+    files = _read_files(Path(path))
     for suffix, decode in (("", _python), (".bin", _binary)):
         train, test = [f"data_batch_{i}{suffix}" for i in range(1, 6)], [f"test_batch{suffix}"]
         if files.keys() >= {*train, *test}:
             splits: dict[str, SourceSplit] = {}
             for split, names in (("train", train), ("test", test)):
-                batches = [decode(name, files[name]()) for name in names]
-                images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
-                splits[split] = Arrays(f"{path}/{split}", images, labels)
+                splits[split] = _joined(f"{path}/{split}", [decode(n, files[n]) for n in names])
             return Source(CLASSES, splits)
     raise UserError(
         f"--source=cifar10:{path} must be cifar-10-python.tar.gz, cifar-10-binary.tar.gz, "
@@ -62,22 +36,29 @@ def open_cifar10(path: str) -> Source:
     )
 
 
-def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The names of the files in a folder or a tar, and functions that read them."""
-    if path.is_dir():
-        for file in path.iterdir():
-            yield file.name, file.read_bytes
-    elif path.is_file():
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    inner = tar.extractfile(member)
-                    if inner is not None:
-                        yield Path(member.name).name, io.BytesIO(inner.read()).getvalue
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(
-                f"{path} is damaged or half downloaded ({error}); get it again"
-            ) from error
+def _read_files(path: Path) -> dict[str, bytes]:
+    """The batches in a folder or a tar, by the names of their files."""
+    if not path.is_file():
+        return {file.name: file.read_bytes() for file in path.glob("*_batch*")}
+    try:
+        with tarfile.open(path) as tar:
+            files: dict[str, bytes] = {}
+            for member in tar:
+                if (file := tar.extractfile(member)) is not None:
+                    files[Path(member.name).name] = file.read()
+            return files
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged or half downloaded ({error}); get it again") from error
+
+
+def _joined(where: str, batches: list[Batch]) -> SourceSplit:
+    """All images of some batches."""
+    images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
+
+    def read(index: int) -> Example:
+        return Example(images[index], int(labels[index]))
+
+    return SourceSplit(len(labels), lambda index: f"{where}[{index}]", read)
 
 
 def _binary(name: str, data: bytes) -> Batch:
@@ -106,6 +87,6 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")  # its name when CIFAR-10 was made
-        if (module, name) not in _ALLOWED:
+        if f"{module}.{name}" not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)

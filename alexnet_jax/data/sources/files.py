@@ -3,57 +3,45 @@
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from alexnet_jax.data.sources.source import SPLITS, Example, Source
+from alexnet_jax.data.sources.source import SPLITS, Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
-class Files:
-    """Images in files of their own."""
+def image_files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> SourceSplit:
+    """Images in files of their own, with `paths` below `root`."""
 
-    root: Path
-    paths: Sequence[str]  # below root
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        return str(self.root / self.paths[index])
-
-    def read(self, index: int) -> Example:
-        """Raises ValueError for a symbolic link without a target."""
+    def read(index: int) -> Example:
         try:
-            return Example((self.root / self.paths[index]).read_bytes(), self.labels[index])
+            return Example((root / paths[index]).read_bytes(), labels[index])
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 raise ValueError("is a link that leads nowhere") from error
             raise
+
+    return SourceSplit(len(paths), lambda index: str(root / paths[index]), read)
 
 
 def open_folder(path: str) -> Source:
     """The source of ``folder:PATH``."""
     root = existing_folder(path, "folder")
     found: dict[str, Path] = {}
-    for folder in subfolders(root):
-        split = SPLITS.get(folder.name)
-        if split in found:
-            raise UserError(f"{found[split]} and {folder} are both the {split} split; remove one")
-        if split is not None:
-            found[split] = folder
+    for name, split in SPLITS.items():
+        if (root / name).is_dir():
+            if split in found:
+                both = f"{found[split]} and {root / name}"
+                raise UserError(f"{both} are both the {split} split; remove one")
+            found[split] = root / name
     if "train" not in found:
         raise UserError(f"{root} has no folder train; it must hold train/CLASS/IMAGE")
     classes = tuple(folder.name for folder in subfolders(found["train"]))
     if not classes:
         raise UserError(f"{found['train']} has no folders; it must hold one for each class")
-    order = [split for split in ("train", "validation", "test") if split in found]
-    return Source(classes, {split: class_folders(found[split], classes) for split in order})
+    return Source(classes, {split: class_folders(found[split], classes) for split in found})
 
 
-def class_folders(root: Path, classes: Sequence[str]) -> Files:
+def class_folders(root: Path, classes: Sequence[str]) -> SourceSplit:
     """The images of root/CLASS/IMAGE, sorted by class and name."""
     numbers = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
@@ -63,7 +51,7 @@ def class_folders(root: Path, classes: Sequence[str]) -> Files:
         names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
         labels += [numbers[folder.name]] * len(names)
-    return Files(root, paths, labels)
+    return image_files(root, paths, labels)
 
 
 def image_names(folder: Path) -> list[str]:

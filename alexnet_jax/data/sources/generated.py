@@ -6,13 +6,12 @@ to learn. Place, size, proportions, brightness and background vary; mirroring ke
 """
 
 import colorsys
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from alexnet_jax.data.sources.source import Example, Source
+from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 FORMS = ("disk", "cross", "horizontal", "vertical", "checks")
@@ -28,28 +27,18 @@ def open_generated(count: str, size: int) -> Source:
     """`count` training images ('' for 4096) and 512 validation images, of side `size`."""
     if count and not (count.isdecimal() and int(count)):
         raise UserError(f"--source=generated:{count}: give a number of images, as generated:4096")
-    train = Drawn(int(count or TRAIN), 0, size)
-    validation = Drawn(VALIDATION, 1, size)
+    train, validation = _drawn(int(count or TRAIN), 0, size), _drawn(VALIDATION, 1, size)
     return Source(CLASSES, {"train": train, "validation": validation})
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Images of the generated set; image i has class i modulo 10."""
+def _drawn(count: int, split: int, size: int) -> SourceSplit:
+    """Image i of `split`, 0 for training or 1 for validation, has class i modulo 10."""
 
-    count: int
-    split: int  # 0: train, 1: validation
-    size: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        return f"generated[{self.split}, {index}]"
-
-    def read(self, index: int) -> Example:
+    def read(index: int) -> Example:
         label = index % len(CLASSES)
-        return Example(draw((self.split, index), label, self.size), label)
+        return Example(draw((split, index), label, size), label)
+
+    return SourceSplit(count, lambda index: f"generated[{split}, {index}]", read)
 
 
 def draw(seed: tuple[int, int], label: int, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:

@@ -3,8 +3,7 @@
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import util
+from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -27,40 +26,19 @@ class _Member(NamedTuple):
     label: int
 
 
-@dataclass(frozen=True)
-class Tar:
-    """Images in a tar, read without unpacking it."""
-
-    path: Path
-    members: Sequence[_Member]
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def name(self, index: int) -> str:
-        return f"{self.path}/{self.members[index].name}"
-
-    def read(self, index: int) -> Example:
-        _, start, count, label = self.members[index]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return Example(file.read(count), label)
-
-
 def open_ilsvrc2012(path: str) -> Source:
     """The source of ``ilsvrc2012:PATH``."""
     root = files.existing_folder(path, "ilsvrc2012")
     labels = {wnid: label for label, wnid in enumerate(_tfds_lines("labels.txt"))}
     splits: dict[str, SourceSplit] = {}
     if (root / TRAIN_TAR).is_file():
-        splits["train"] = Tar(root / TRAIN_TAR, _train_members(root / TRAIN_TAR, labels))
+        splits["train"] = _train_tar(root / TRAIN_TAR, labels)
     elif (root / "train").is_dir():
         splits["train"] = _wnid_folders(root / "train", labels)
     elif any(_WNID.fullmatch(folder.name) for folder in files.subfolders(root)):
         return Source(tuple(labels), {"train": _wnid_folders(root, labels)})
     if (root / VALIDATION_TAR).is_file():
-        members = _validation_members(root / VALIDATION_TAR, labels)
-        splits["validation"] = Tar(root / VALIDATION_TAR, members)
+        splits["validation"] = _validation_tar(root / VALIDATION_TAR, labels)
     elif (root / "val").is_dir():
         splits["validation"] = _validation_folder(root / "val", labels)
     if not splits:
@@ -73,15 +51,12 @@ def open_ilsvrc2012(path: str) -> Source:
 
 def _tfds_lines(name: str) -> list[str]:
     """The lines of a file in TFDS: the sorted WNIDs, or the WNIDs of the validation images."""
-    spec = util.find_spec("tensorflow_datasets")  # found without importing it
-    assert spec is not None
-    assert spec.origin is not None
-    return (
-        Path(spec.origin).with_name("datasets").joinpath("imagenet2012", name).read_text().split()
-    )
+    path = f"tensorflow_datasets/datasets/imagenet2012/{name}"
+    file = metadata.distribution("tensorflow-datasets").locate_file(path)  # does not import it
+    return Path(str(file)).read_text().split()
 
 
-def _wnid_folders(root: Path, labels: Mapping[str, int]) -> files.Files:
+def _wnid_folders(root: Path, labels: Mapping[str, int]) -> SourceSplit:
     for folder in files.subfolders(root):
         if folder.name not in labels:
             raise UserError(
@@ -90,11 +65,11 @@ def _wnid_folders(root: Path, labels: Mapping[str, int]) -> files.Files:
     return files.class_folders(root, tuple(labels))
 
 
-def _validation_folder(root: Path, labels: Mapping[str, int]) -> files.Files:
+def _validation_folder(root: Path, labels: Mapping[str, int]) -> SourceSplit:
     if files.subfolders(root):
         return _wnid_folders(root, labels)
     names = files.image_names(root)
-    return files.Files(root, names, _validation_labels(names, root, labels))
+    return files.image_files(root, names, _validation_labels(names, root, labels))
 
 
 def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, int]) -> list[int]:
@@ -112,17 +87,29 @@ def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, i
     return found
 
 
-def _validation_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
+def _images_in(tar: Path, members: Sequence[_Member]) -> SourceSplit:
+    """Images in a tar, read without unpacking it."""
+
+    def read(index: int) -> Example:
+        _, start, count, label = members[index]
+        with tar.open("rb") as file:
+            file.seek(start)
+            return Example(file.read(count), label)
+
+    return SourceSplit(len(members), lambda index: f"{tar}/{members[index].name}", read)
+
+
+def _validation_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
     with path.open("rb") as file:
         members = {Path(member.name).name: member for member in _tar_files(path, file)}
     names = sorted(members)
-    return [
-        _Member(name, members[name].offset_data, members[name].size, label)
-        for name, label in zip(names, _validation_labels(names, path, labels), strict=True)
-    ]
+    found = zip(names, _validation_labels(names, path, labels), strict=True)
+    return _images_in(
+        path, [_Member(n, members[n].offset_data, members[n].size, label) for n, label in found]
+    )
 
 
-def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
+def _train_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
     """From the tar that holds one tar for each class; the inner tars are read in place."""
     members = []
     with path.open("rb") as file, progress_bar(1000, f"index of {path.name}", "classes") as bar:
@@ -136,7 +123,7 @@ def _train_members(path: Path, labels: Mapping[str, int]) -> list[_Member]:
                 for image in sorted(_tar_files(path, file), key=lambda member: member.name)
             ]
             bar.update()
-    return members
+    return _images_in(path, members)
 
 
 def _tar_files(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:

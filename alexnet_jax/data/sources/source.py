@@ -1,8 +1,8 @@
 """What every source provides: classes, and splits whose images are read when asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,17 +24,19 @@ class Example(NamedTuple):
     label: int
 
 
-@runtime_checkable
-class SourceSplit(Protocol):
-    """Images in a fixed order. Any number of threads may read at the same time."""
+@dataclass(frozen=True)
+class SourceSplit:
+    """Images in a fixed order. Any number of threads may read at the same time.
 
-    def __len__(self) -> int: ...
+    Attributes:
+      count: images.
+      name: tells where image 0 to count - 1 is, so that a user can find it.
+      read: raises ValueError if the image cannot be read.
+    """
 
-    def name(self, index: int) -> str:
-        """Where image `index` is, so that a user can find it."""
-        ...
-
-    def read(self, index: int) -> Example: ...
+    count: int
+    name: Callable[[int], str]
+    read: Callable[[int], Example]
 
 
 @dataclass(frozen=True)
