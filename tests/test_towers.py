@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax import optim
+from alexnet_jax.benchmark.bench import traced_step
 from alexnet_jax.benchmark.exchanges import Exchange, exchanges
-from alexnet_jax.benchmark.program import compiled_step, step_exchanges
+from alexnet_jax.benchmark.program import step_exchanges
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.model.towers import DATA, TOWER
 from alexnet_jax.runtime.errors import UserError
@@ -31,7 +32,8 @@ def found(records, devices: int, **values) -> list[Exchange]:
 @functools.cache
 def compiled(records, devices: int) -> str:
     """The compiled step as text; a test session compiles each once."""
-    return compiled_step(make_setup(make_config(records, devices=devices))).as_text()
+    setup = make_setup(make_config(records, devices=devices))
+    return traced_step(setup).lower().compile().as_text()
 
 
 def between_towers(all_: list[Exchange]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from alexnet_jax.benchmark import input_time, layer_time, program, startup_time, step_time
-from alexnet_jax.benchmark.bench import Bench, DType, Row, with_records
+from alexnet_jax.benchmark.bench import Bench, Row, with_records
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import markdown_table
@@ -25,15 +25,9 @@ OPTIONS = flags.FlagValues()
 CONFIG = cli.define_config(OPTIONS)
 BATCH = flags.DEFINE_list("batch", None, "Images in a step; if not given, the config's.", OPTIONS)
 DTYPE = flags.DEFINE_list("dtype", None, "float32, bfloat16; if not given, the config's.", OPTIONS)
-DEVICES = flags.DEFINE_list(
-    "devices", None, "Numbers of devices; if not given, the config's.", OPTIONS
-)
-PEER = flags.DEFINE_bool(
-    "peer", False, "In section step: measure PyTorch and plain JAX as well.", OPTIONS
-)
-REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "How often each thing is measured.", lower_bound=1, flag_values=OPTIONS
-)
+DEVICES = flags.DEFINE_list("devices", None, "Numbers; if not given, the config's.", OPTIONS)
+PEER = flags.DEFINE_bool("peer", False, "In step: PyTorch and plain JAX as well.", OPTIONS)
+REPEATS = flags.DEFINE_integer("repeats", 5, "How often to measure each.", 1, flag_values=OPTIONS)
 JSON = flags.DEFINE_string("json", None, "File to write the table to, with the machine.", OPTIONS)
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -58,23 +52,18 @@ def _run(arguments: Sequence[str]) -> None:
     if PEER.value and section != "step":
         raise UserError(f"--peer: only the section step compares with others, not {section}")
     file, c = cli.output(JSON), cli.given_config(CONFIG)
-    devices = _numbers(DEVICES, c.devices)
+    batches, devices = _numbers(BATCH, c.batch), _numbers(DEVICES, c.devices)
+    dtypes = _dtypes(c.dtype)
     host.configure_jax(max(devices), deterministic=c.deterministic)
     with tempfile.TemporaryDirectory(prefix="alexnet-jax-benchmark-") as folder:
-        bench = Bench(
-            config=with_records(c, Path(folder)),
-            batches=_numbers(BATCH, c.batch),
-            dtypes=_dtypes(c.dtype),
-            devices=devices,
-            peer=PEER.value,
-            repeats=REPEATS.value,
-            folder=Path(folder),
-        )
+        c, scratch = with_records(c, Path(folder)), Path(folder)
+        bench = Bench(c, batches, dtypes, devices, PEER.value, REPEATS.value, scratch)
         rows = SECTIONS[section](bench)
-    print(_machine_text())
+    machine = host.describe(jax.devices()) | {"python": platform.python_version()}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(_table(rows))
     if file:
-        result = {"section": section, "machine": _machine(), "rows": rows, "command": sys.argv}
+        result = {"section": section, "machine": machine, "rows": rows, "command": sys.argv}
         file.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -86,31 +75,23 @@ def _numbers(flag: flags.FlagHolder[list[str] | None], otherwise: int) -> tuple[
     return tuple(map(int, given))
 
 
-def _dtypes(otherwise: DType) -> tuple[DType, ...]:
-    known: dict[str, DType] = {"float32": "float32", "bfloat16": "bfloat16"}
-    for one in DTYPE.value or []:
-        if one not in known:
+def _dtypes(otherwise: str) -> tuple[str, ...]:
+    given = DTYPE.value or [otherwise]
+    for one in given:
+        if one not in ("float32", "bfloat16"):
             raise UserError(f"--dtype={one}: give float32, bfloat16 or both")
-    return tuple(known[one] for one in DTYPE.value or [otherwise])
-
-
-def _machine() -> dict[str, str | int]:
-    return host.describe(jax.devices()) | {"python": platform.python_version()}
-
-
-def _machine_text() -> str:
-    return ", ".join(f"{name} {value}" for name, value in _machine().items())
+    return tuple(given)
 
 
 def _table(rows: list[Row]) -> str:
     """Markdown; a column for every key that any row has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return markdown_table([columns, *([_cell(row.get(name)) for name in columns] for row in rows)])
+    return markdown_table(
+        [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
+    )
 
 
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return ""
+def _cell(value: str | float) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -6,21 +6,23 @@ import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import optim
 from alexnet_jax.benchmark.timing import in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import is_prepared
+from alexnet_jax.model.towers import DATA
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import local_rows, put_batch
 from alexnet_jax.training.setup import Setup, make_setup
-from alexnet_jax.training.state import init_state
-from alexnet_jax.training.step import make_step, put_hyperparams
+from alexnet_jax.training.state import init_state, state_shapes
+from alexnet_jax.training.step import DeviceHyperparams, make_step, put_hyperparams
 
 IMAGES = 2048  # that are drawn where the config's records are not there
 
@@ -28,15 +30,12 @@ Row = dict[str, Any]
 """A line of a table: numbers and texts by column."""
 
 
-DType = Literal["float32", "bfloat16"]
-
-
 class Bench(NamedTuple):
     """What is asked for."""
 
     config: Config  # with records that exist
     batches: tuple[int, ...]
-    dtypes: tuple[DType, ...]
+    dtypes: tuple[Any, ...]  # of float32 and bfloat16
     devices: tuple[int, ...]
     peer: bool  # whether to time PyTorch and plain JAX beside
     repeats: int
@@ -68,15 +67,10 @@ class Step:
 
     def __init__(self, c: Config) -> None:
         self.setup = make_setup(c)
-        mesh = self.setup.network.mesh
         with closing(batches_of(self.setup)) as batches:
-            self.batch = put_batch(mesh, next(batches), c.batch)
-        hyperparams = optim.make_policy(c.policy).hyperparams(0)
-        self.hyperparams = put_hyperparams(self.setup.network, c.optim, hyperparams)
-        self.state = init_state(self.setup)
-        arguments = self.state, self.setup.normalization, self.batch, self.hyperparams
-        step = make_step(self.setup.network, c.optim, c.data, batch=c.batch, seed=c.seed)
-        self.compiled = step.lower(*arguments).compile()
+            self.batch = put_batch(self.setup.network.mesh, next(batches), c.batch)
+        self.hyperparams, self.state = first_hyperparams(self.setup), init_state(self.setup)
+        self.compiled = traced_step(self.setup).lower().compile()
 
     def on(self, batch: Any) -> Any:
         """One step; its outcome, which may not be there yet."""
@@ -88,6 +82,27 @@ class Step:
         """So many steps on the same batch."""
         in_turn(lambda: self.on(self.batch), count)
         jax.block_until_ready(self.state)
+
+
+def traced_step(setup: Setup) -> Any:
+    """The training step of a setup, as `jax.stages.Traced`. One image is read, nothing computed."""
+    c, network = setup.config, setup.network
+    with closing(train_batches(setup.train, c.data, batch=1, seed=0, rows=[(0, 1)])) as batches:
+        one = next(batches)
+    rows = network.shardings(P(DATA))
+    batch = {
+        name: jax.ShapeDtypeStruct((c.batch, *part.shape[1:]), part.dtype, sharding=rows)
+        for name, part in one.items()
+    }
+    step = make_step(network, c.optim, c.data, batch=c.batch, seed=c.seed)
+    state = state_shapes(network, c.optim)
+    return step.trace(state, setup.normalization, batch, first_hyperparams(setup))
+
+
+def first_hyperparams(setup: Setup) -> DeviceHyperparams:
+    """Those of the first step."""
+    c = setup.config
+    return put_hyperparams(setup.network, c.optim, optim.make_policy(c.policy).hyperparams(0))
 
 
 def batches_of(setup: Setup) -> Any:

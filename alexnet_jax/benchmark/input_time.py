@@ -14,11 +14,10 @@ import simplejpeg
 from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, case, with_records
 from alexnet_jax.benchmark.timing import Work, alternate, in_turn
 from alexnet_jax.config import Config
-from alexnet_jax.data.records import Split
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.sharding import put_batch
-from alexnet_jax.training.setup import make_setup
+from alexnet_jax.training.setup import Setup, make_setup
 
 SECONDS = 1.0  # of each repetition
 
@@ -43,31 +42,43 @@ def _with_format(c: Config, kind: Literal["jpeg", "raw"], folder: Path) -> Confi
 def _input_row(c: Config, repeats: int) -> Row:
     """Alternates with decoding alone, for which the reading threads must have ended."""
     setup = make_setup(c)
-    jpegs = _jpegs(setup.train) if c.data.format == "jpeg" else []
+    works = [_reading_rates] if c.data.format == "raw" else [_reading_rates, _decoding_rates]
+    rates = [[work(setup) for work in works] for _ in range(repeats)]
+    (per_cpu, per_second), *alone = np.median(rates, axis=0).tolist()
+    row = case(c) | {"format": c.data.format, "size": c.data.size}
+    row |= {"images/CPU-s": per_cpu, "images/s": per_second}
+    for decoded, _ in alone:
+        row |= {"decoding alone, images/CPU-s": decoded, "ratio": per_cpu / decoded}
+    return row
+
+
+def _reading_rates(setup: Setup) -> tuple[float, float]:
+    """Images a CPU-second and a second, from records to batches on the devices."""
+    mesh, images = setup.network.mesh, setup.config.batch
+    with closing(batches_of(setup)) as batches:
+
+        def place() -> int:
+            jax.block_until_ready(put_batch(mesh, next(batches), images))
+            return images
+
+        _rates(place, SECONDS / 2)  # until as much is read as is taken
+        return _rates(place, SECONDS)
+
+
+def _decoding_rates(setup: Setup) -> tuple[float, float]:
+    """The same of decoding alone: some images, encoded as the records have them."""
+    split, jpegs = setup.train, []
+    image = np.empty((split.size, split.size, 3), np.uint8)
+    for index in range(min(64, len(split))):
+        split.read(index, image)
+        jpegs.append(simplejpeg.encode_jpeg(image, 95, "RGB", colorsubsampling="444"))
 
     def decode() -> int:
         for data in jpegs:
             simplejpeg.decode_jpeg(data, "RGB")
         return len(jpegs)
 
-    ours, alone = [], []
-    for _ in range(repeats):
-        with closing(batches_of(setup)) as batches:
-
-            def batch(batches: Any = batches) -> int:
-                jax.block_until_ready(put_batch(setup.network.mesh, next(batches), c.batch))
-                return c.batch
-
-            _rates(batch, SECONDS / 2)  # until as much is read as is taken
-            ours.append(_rates(batch, SECONDS))
-        if jpegs:
-            alone.append(_rates(decode, SECONDS))
-    row = case(c) | {"format": c.data.format, "size": c.data.size}
-    row |= {"images/CPU-s": _median(ours, 0), "images/s": _median(ours, 1)}
-    if jpegs:
-        row |= {"decoding alone, images/CPU-s": _median(alone, 0)}
-        row |= {"ratio": _median(ours, 0) / _median(alone, 0)}
-    return row
+    return _rates(decode, SECONDS)
 
 
 def _rates(some: Callable[[], int], seconds: float) -> tuple[float, float]:
@@ -78,29 +89,16 @@ def _rates(some: Callable[[], int], seconds: float) -> tuple[float, float]:
     return images / (time.process_time() - cpu), images / (time.perf_counter() - wall)
 
 
-def _median(rates: list[tuple[float, float]], which: int) -> float:
-    return float(np.median([rate[which] for rate in rates]))
-
-
-def _jpegs(split: Split) -> list[bytes]:
-    """Some images, encoded as the records have them."""
-    image, found = np.empty((split.size, split.size, 3), np.uint8), []
-    for index in range(min(64, len(split))):
-        split.read(index, image)
-        found.append(simplejpeg.encode_jpeg(image, 95, "RGB", colorsubsampling="444"))
-    return found
-
-
 def measure_train(bench: Bench) -> list[Row]:
     """Training from records against training on one batch again and again; and with checkpoints."""
     rows: list[Row] = []
     for c in bench.cases():
         step = Step(c)
         with closing(batches_of(step.setup)) as batches:
-            works = {"one batch again": step.run, "from records": _real(step, batches)}
+            works = {"again": step.run, "real": _real(step, batches)}
             times = alternate(works, bench.repeats, seconds=3.0)
-            stall = _stall(step, bench.folder, times["one batch again"].median)
-        again, real = (times[name].median for name in works)
+        again, real = times["again"].median, times["real"].median
+        stall = _stall(step, bench.folder, again)
         row = case(c) | {"format": c.data.format}
         row |= {"one batch again, images/s": c.batch / again, "from records": c.batch / real}
         rows.append(row | {"ratio": again / real} | stall)

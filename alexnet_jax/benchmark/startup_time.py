@@ -12,7 +12,7 @@ from alexnet_jax.benchmark.bench import Bench, Row, Step, case
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
 
-_CODE = "import sys; from alexnet_jax.benchmark.compiled import start; start(sys.argv[1])"
+_CODE = "import sys; from alexnet_jax.benchmark.startup_time import start; start(sys.argv[1])"
 
 
 def measure(bench: Bench) -> list[Row]:

@@ -1,6 +1,6 @@
 """How long a training step takes, beside PyTorch's and plain JAX's."""
 
-from typing import Any
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,8 @@ SIDE = 2048  # of the matrices whose product is the machine's own rate
 
 def measure(bench: Bench) -> list[Row]:
     """Images/s of each case; of the peers, too, at each batch and dtype."""
-    return [row for some in _comparable(bench) for row in _compare(some, bench)]
-
-
-def _comparable(bench: Bench) -> list[list[Config]]:
-    """The cases in groups of the same batch and dtype."""
-    groups: dict[Any, list[Config]] = {}
-    for c in bench.cases():
-        groups.setdefault((c.batch, c.dtype), []).append(c)
-    return list(groups.values())
+    groups = itertools.groupby(bench.cases(), lambda c: (c.batch, c.dtype))
+    return [row for _, cases in groups for row in _compare(list(cases), bench)]
 
 
 def _compare(cases: list[Config], bench: Bench) -> list[Row]:
