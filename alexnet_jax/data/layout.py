@@ -94,9 +94,6 @@ class Manifest:
         return [self.statistics, *(file for s in splits for file in (s.labels, *s.shards))]
 
 
-_manifest = TypeAdapter(Manifest)
-
-
 @dataclass(frozen=True)
 class Statistics:
     """Of the training images (§2, §4.1), in grey levels, 0 to 255.
@@ -191,15 +188,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if values.pop("seal", None) != json_checksum(values):
             raise ValueError("it has changed since it was written")
-        return _manifest.validate_python(values)
-
-
-def load_array(path: Path) -> np.ndarray:
-    """The array in a .npy file."""
-    with refuse_damage(path):
-        # Mapped first: a damaged header may give a size that would fill the memory. Mapping refuses
-        # a size that is larger than the file.
-        return np.array(np.load(path, mmap_mode="r"))
+        return TypeAdapter(Manifest).validate_python(values)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ quarter of the bytes, and on the host mirroring takes longer than cutting.
 """
 
 import functools
-import math
 import sys
 from collections.abc import Sequence
 
@@ -49,10 +48,25 @@ def train_batches(
     Raises:
       UserError: while iterating, at a damaged record.
     """
+    row, free = _row_numbers(rows), split.size - data.crop
+
+    def read(step: int, rng: np.random.Generator) -> Batch:
+        indices = _in_random_order(step * batch, batch, len(split), seed)[row]
+        # Everything is always drawn, so switching off one option does not change the other draws.
+        corner = rng.integers(0, free + 1, (batch, 2), np.int32)[row]
+        mirror = rng.random(batch)[row] < 0.5
+        light = rng.standard_normal((batch, 3), np.float32)[row]
+        if not data.random_crop:
+            corner[:] = free // 2
+        if not data.mirror:
+            mirror[:] = False
+        image = _aligned(len(row), data.crop)
+        for out, index, place in zip(image, indices.tolist(), corner.tolist(), strict=True):
+            split.read(index, out, *place)
+        drawn = {"corner": corner, "mirror": mirror, "light": light}
+        return {"image": image, **drawn, "label": split.labels[indices], "row": row}
+
     steps = grain.MapDataset.range(sys.maxsize).seed(seed)
-    read = functools.partial(
-        _train_batch, split=split, data=data, batch=batch, seed=seed, rows=_row_numbers(rows)
-    )
     return _read_ahead(steps.random_map(read)[first_step:], data.threads)
 
 
@@ -74,8 +88,19 @@ def eval_batches(
     Raises:
       UserError: while iterating, at a damaged record.
     """
+    row = _row_numbers(rows)
+
+    def read(step: int) -> Batch:
+        indices = step * batch + row
+        valid = indices < len(split)
+        image, label = _aligned(len(row), split.size), np.zeros(len(row), np.int32)
+        image[~valid] = 0
+        label[valid] = split.labels[indices[valid]]
+        for place in np.flatnonzero(valid):
+            split.read(int(indices[place]), image[place])
+        return {"image": image, "label": label}
+
     steps = grain.MapDataset.range(eval_steps(len(split), batch))
-    read = functools.partial(_eval_batch, split=split, batch=batch, rows=_row_numbers(rows))
     return _read_ahead(steps.map(read), threads)
 
 
@@ -89,36 +114,6 @@ def _read_ahead(batches: grain.MapDataset, threads: int) -> grain.DatasetIterato
     # By default Grain would read 500 batches ahead.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(batches.to_iter_dataset(options))
-
-
-def _train_batch(
-    step: int,
-    rng: np.random.Generator,
-    *,
-    split: Split,
-    data: Data,
-    batch: int,
-    seed: int,
-    rows: Int32[np.ndarray, " b"],
-) -> Batch:
-    """This process' rows of the batch of `step`."""
-    free = split.size - data.crop
-    indices = _in_random_order(step * batch, batch, len(split), seed)
-    # Everything is always drawn, so switching off one option does not change the other draws.
-    corner = rng.integers(0, free + 1, (batch, 2), np.int32)
-    mirror = rng.random(batch) < 0.5
-    light = rng.standard_normal((batch, 3), np.float32)
-    if not data.random_crop:
-        corner[:] = free // 2
-    if not data.mirror:
-        mirror[:] = False
-
-    indices, corner = indices[rows], corner[rows]
-    image = _aligned(len(rows), data.crop, data.crop, 3)
-    for out, index, place in zip(image, indices.tolist(), corner.tolist(), strict=True):
-        split.read(index, out, *place)
-    drawn = {"corner": corner, "mirror": mirror[rows], "light": light[rows]}
-    return {"image": image, **drawn, "label": split.labels[indices], "row": rows}
 
 
 def _in_random_order(start: int, count: int, images: int, seed: int) -> Int32[np.ndarray, " count"]:
@@ -137,26 +132,14 @@ def _permutation(images: int, seed: int, epoch: int) -> Int32[np.ndarray, " imag
     return np.random.default_rng((seed, epoch)).permutation(np.arange(images, dtype=np.int32))
 
 
-def _eval_batch(step: int, *, split: Split, batch: int, rows: Int32[np.ndarray, " b"]) -> Batch:
-    """This process' rows of the batch of `step`."""
-    indices = step * batch + rows
-    valid = indices < len(split)
-    image = _aligned(len(rows), split.size, split.size, 3)
-    image[~valid] = 0
-    label = np.zeros(len(rows), np.int32)
-    label[valid] = split.labels[indices[valid]]
-    for row in np.flatnonzero(valid):
-        split.read(int(indices[row]), image[row])
-    return {"image": image, "label": label}
-
-
-def _aligned(*shape: int) -> UInt8[np.ndarray, "..."]:
-    """An uninitialized uint8 array, aligned so that CPU devices use its memory without a copy.
+def _aligned(images: int, side: int) -> UInt8[np.ndarray, "{images} {side} {side} 3"]:
+    """Uninitialized images, aligned so that CPU devices use their memory without a copy.
 
     XLA needs an address that is a multiple of 64 bytes; numpy's are multiples of 16.
     """
-    memory = np.empty(math.prod(shape) + 63, np.uint8)
-    return memory[-memory.ctypes.data % 64 :][: math.prod(shape)].reshape(shape)
+    size = images * side * side * 3
+    memory = np.empty(size + 63, np.uint8)
+    return memory[-memory.ctypes.data % 64 :][:size].reshape(images, side, side, 3)
 
 
 def _row_numbers(ranges: Rows) -> Int32[np.ndarray, " b"]:

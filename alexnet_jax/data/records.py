@@ -1,8 +1,8 @@
 """Reading the records that `prepare` wrote."""
 
+import functools
 import hashlib
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,8 @@ class Split:
         self._paths = [folder / file.name for file in info.shards]
         self._firsts = np.cumsum([0, *(file.count for file in info.shards)])
         self._open = _open_jpeg if manifest.format == "jpeg" else _open_raw
-        self._readers: list[ShardReader | None] = [None] * len(self._paths)
-        self._lock = threading.Lock()
+        # Opened at its first use: a large set has more files than a process may open.
+        self._reader = functools.cache(lambda shard: self._open(self._paths[shard], self.size))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,20 +69,14 @@ class Split:
                 f"delete the folder and prepare it again"
             ) from error
 
-    def _reader(self, shard: int) -> ShardReader:
-        """Opens a shard at its first use: a large set has more files than a process may open."""
-        reader = self._readers[shard]
-        if reader is None:
-            with self._lock:
-                reader = self._readers[shard] or self._open(self._paths[shard], self.size)
-                self._readers[shard] = reader
-        return reader
-
 
 def _load_labels(path: Path, info: SplitInfo) -> Int32[np.ndarray, " n"]:
     """The labels, if there are as many of each class as the manifest says."""
-    labels, classes = layout.load_array(path), len(info.label_counts)
+    classes = len(info.label_counts)
     with layout.refuse_damage(path):
+        # Mapped first: a damaged header may give a size that would fill the memory. Mapping refuses
+        # a size that is larger than the file.
+        labels = np.array(np.load(path, mmap_mode="r"))
         if (
             labels.dtype != np.int32
             or labels.shape != (info.count,)
@@ -193,10 +187,10 @@ def _shard_hash(path: Path, count: int) -> str:
 
 
 def _why_unprepared(folder: Path) -> str:
-    command = "python -m alexnet_jax.prepare --source={source} --out={out}"
+    prepare = "python -m alexnet_jax.prepare"
     if not (folder / layout.BEGUN).is_file():
-        command = command.format(source="SOURCE", out=folder)
-        return f"{folder} holds no records; to make them: {command}"
-    command += " --size={size} --format={format}"
-    command = command.format(out=folder, **layout.read_begun(folder))
-    return f"{folder} is only half prepared; to resume: {command}"
+        return f"{folder} holds no records; to make them: {prepare} --source=SOURCE --out={folder}"
+    begun = layout.read_begun(folder)
+    prepare += f" --source={begun['source']} --out={folder}"
+    prepare += f" --size={begun['size']} --format={begun['format']}"
+    return f"{folder} is only half prepared; to resume: {prepare}"

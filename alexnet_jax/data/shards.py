@@ -41,13 +41,11 @@ class Shard:
 
 def finished_shard(path: Path) -> Shard | None:
     """The shard at `path` if an earlier run finished it, else None."""
-    if not layout.part_path(path).is_file() or not path.is_file():
-        return None
-    try:
+    with contextlib.suppress(UserError, KeyError, FileNotFoundError):  # missing or damaged
         shard = Shard.load(path)
-    except (UserError, KeyError):
-        return None  # damaged: it is written again
-    return shard if path.stat().st_size == shard.file.bytes else None
+        if path.stat().st_size == shard.file.bytes:
+            return shard
+    return None
 
 
 def write_shard(

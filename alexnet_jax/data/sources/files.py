@@ -38,16 +38,17 @@ def open_folder(path: str) -> Source:
     classes = tuple(folder.name for folder in subfolders(found["train"]))
     if not classes:
         raise UserError(f"{found['train']} has no folders; it must hold one for each class")
-    return Source(classes, {split: class_folders(found[split], classes) for split in found})
+    why = "is a class that the training split does not have"
+    return Source(classes, {split: class_folders(found[split], classes, why) for split in found})
 
 
-def class_folders(root: Path, classes: Sequence[str]) -> SourceSplit:
-    """The images of root/CLASS/IMAGE, sorted by class and name."""
+def class_folders(root: Path, classes: Sequence[str], why: str) -> SourceSplit:
+    """The images of root/CLASS/IMAGE, sorted by class and name; `why` other classes are refused."""
     numbers = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
     for folder in subfolders(root):
         if folder.name not in numbers:
-            raise UserError(f"{folder} is a class that the training split does not have")
+            raise UserError(f"{folder} {why}")
         names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
         labels += [numbers[folder.name]] * len(names)

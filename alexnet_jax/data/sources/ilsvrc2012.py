@@ -1,6 +1,5 @@
 """ILSVRC-2012, from its tars, which are read without unpacking, or from folders."""
 
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -13,8 +12,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-_WNID = re.compile(r"n\d{8}")
-_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_UNKNOWN = "is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
 
 
 class _Member(NamedTuple):
@@ -34,9 +32,9 @@ def open_ilsvrc2012(path: str) -> Source:
     if (root / TRAIN_TAR).is_file():
         splits["train"] = _train_tar(root / TRAIN_TAR, labels)
     elif (root / "train").is_dir():
-        splits["train"] = _wnid_folders(root / "train", labels)
-    elif any(_WNID.fullmatch(folder.name) for folder in files.subfolders(root)):
-        return Source(tuple(labels), {"train": _wnid_folders(root, labels)})
+        splits["train"] = files.class_folders(root / "train", tuple(labels), _UNKNOWN)
+    elif any(folder.name in labels for folder in files.subfolders(root)):
+        return Source(tuple(labels), {"train": files.class_folders(root, tuple(labels), _UNKNOWN)})
     if (root / VALIDATION_TAR).is_file():
         splits["validation"] = _validation_tar(root / VALIDATION_TAR, labels)
     elif (root / "val").is_dir():
@@ -56,35 +54,23 @@ def _tfds_lines(name: str) -> list[str]:
     return Path(str(file)).read_text().split()
 
 
-def _wnid_folders(root: Path, labels: Mapping[str, int]) -> SourceSplit:
-    for folder in files.subfolders(root):
-        if folder.name not in labels:
-            raise UserError(
-                f"{folder} is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
-            )
-    return files.class_folders(root, tuple(labels))
-
-
 def _validation_folder(root: Path, labels: Mapping[str, int]) -> SourceSplit:
     if files.subfolders(root):
-        return _wnid_folders(root, labels)
+        return files.class_folders(root, tuple(labels), _UNKNOWN)
     names = files.image_names(root)
     return files.image_files(root, names, _validation_labels(names, root, labels))
 
 
 def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, int]) -> list[int]:
     """By the number in each name, so that the labels are right even if images are missing."""
-    truth = _tfds_lines("validation_labels.txt")
-    found = []
+    wnids = enumerate(_tfds_lines("validation_labels.txt"), 1)
+    known = {f"ILSVRC2012_val_{number:08d}.JPEG": labels[wnid] for number, wnid in wnids}
     for name in names:
-        match = _VALIDATION_NAME.fullmatch(name)
-        number = int(match[1]) if match else 0
-        if not 1 <= number <= len(truth):
+        if name not in known:
             raise UserError(
                 f"{where}/{name} is not called ILSVRC2012_val_00000001.JPEG or the like"
             )
-        found.append(labels[truth[number - 1]])
-    return found
+    return [known[name] for name in names]
 
 
 def _images_in(tar: Path, members: Sequence[_Member]) -> SourceSplit:
@@ -116,7 +102,7 @@ def _train_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
         for inner in sorted(_tar_files(path, file), key=lambda member: member.name):
             wnid = Path(inner.name).stem
             if wnid not in labels:
-                raise UserError(f"{path}/{inner.name} is none of ILSVRC-2012's 1000 classes")
+                raise UserError(f"{path}/{inner.name} {_UNKNOWN}")
             file.seek(inner.offset_data)
             members += [
                 _Member(f"{wnid}/{image.name}", image.offset_data, image.size, labels[wnid])
