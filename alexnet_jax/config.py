@@ -359,9 +359,8 @@ _WORDS = {  # pydantic's words, and ours
 
 
 def _message(errors: Sequence[ErrorDetails]) -> str:
-    """The first error, or the first unknown key, which may be what is missing, misspelt."""
-    unknown = [error for error in errors if error["type"] == "unexpected_keyword_argument"]
-    error = (*unknown, *errors)[0]
+    """The first unknown key, which may be a misspelt key that is missing; else the first error."""
+    error = max(errors, key=lambda error: error["type"] == "unexpected_keyword_argument")
     at, value, text, context = error["loc"], error["input"], error["msg"], error.get("ctx", {})
     # Pydantic names the kind of a section after its key: model, alexnet, kernels, 0.
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)

@@ -28,12 +28,8 @@ OUT = flags.DEFINE_string("out", None, "The folder to write; nothing else is wri
 SIZE = flags.DEFINE_integer("size", 256, "Side of the images, pixels.", flag_values=OPTIONS)
 FORMAT = flags.DEFINE_enum("format", "jpeg", get_args(layout.Format), "Of the records.", OPTIONS)
 SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Leave out images that cannot be decoded.", OPTIONS)
-VERIFY = flags.DEFINE_bool(
-    "verify", False, "Read all records again, and check their checksums.", OPTIONS
-)
-THREADS = flags.DEFINE_integer(
-    "threads", 0, "Threads that share the work; 0: one for each core.", flag_values=OPTIONS
-)
+VERIFY = flags.DEFINE_bool("verify", False, "Read all records again and check them.", OPTIONS)
+THREADS = flags.DEFINE_integer("threads", 0, "0: one for each core.", flag_values=OPTIONS)
 
 
 def prepare(
@@ -112,14 +108,13 @@ def _run(arguments: Sequence[str]) -> None:
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
     print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} images")
     if "validation" not in manifest.splits:
-        there = ", ".join(manifest.splits)
         print(
-            f"There is no validation split (only {there}); training scores one: "
-            f"name another by --config.data.validation"
+            f"There is no validation split (only {', '.join(manifest.splits)}); "
+            f"training scores one: name another by --config.data.validation"
         )
     if manifest.skipped:
-        where = Path(out, layout.MANIFEST)
-        print(f"Left out, as they cannot be decoded: {len(manifest.skipped)}, listed in {where}")
+        count = len(manifest.skipped)
+        print(f"Left out, as they cannot be decoded: {count}, listed in {out}/{layout.MANIFEST}")
 
 
 def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:

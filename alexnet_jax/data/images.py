@@ -20,7 +20,10 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
       ValueError: the image cannot be decoded, is truncated, or has too many pixels.
     """
-    height, width, colours = _jpeg_header(data)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # no JPEG
+        height, width, colours = 0, 0, ""
     if height * width > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels are more than 2^28")
     if colours in ("RGB", "YCbCr", "Gray"):
@@ -64,11 +67,3 @@ def centre_square(
         return square
     kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     return cv2.resize(square, (size, size), interpolation=kernel)
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, str]:
-    """Height, width and colour space; (0, 0, '') if `data` is no JPEG."""
-    try:
-        return simplejpeg.decode_jpeg_header(data)[:3]
-    except ValueError:
-        return 0, 0, ""

@@ -175,7 +175,7 @@ def verify(path: str | os.PathLike[str]) -> None:
 
 
 def _shard_hash(path: Path, count: int) -> str:
-    """SHA-256 of a shard's images, as in `ShardWriter`."""
+    """SHA-256 of a shard's images, as `write_shard` computes it."""
     if path.suffix == ".raw":
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,14 +44,13 @@ def open_folder(path: str) -> Source:
 
 def class_folders(root: Path, classes: Sequence[str], why: str) -> SourceSplit:
     """The images of root/CLASS/IMAGE, sorted by class and name; `why` other classes are refused."""
-    numbers = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
     for folder in subfolders(root):
-        if folder.name not in numbers:
+        if folder.name not in classes:
             raise UserError(f"{folder} {why}")
         names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
-        labels += [numbers[folder.name]] * len(names)
+        labels += [classes.index(folder.name)] * len(names)
     return image_files(root, paths, labels)
 
 
