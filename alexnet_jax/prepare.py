@@ -70,7 +70,6 @@ def prepare(
     opened = sources.open_source(source, size)
     _refuse_empty(source, {name: split.count for name, split in opened.splits.items()})
     layout.begin(folder, options, _fingerprint(opened))
-    threads = threads or cores()
     try:
         made = {
             name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
@@ -172,7 +171,7 @@ def _write_split(
 
     with (
         progress_bar(split.count, f"preparing {name}", "images") as bar,
-        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(threads or cores()) as pool,
     ):
         try:
             return list(pool.map(write, range(len(starts))))  # raises the first shard's error

@@ -46,10 +46,6 @@ class File:
     bytes: int
     count: int
 
-    @classmethod
-    def of(cls, path: Path, count: int = 0) -> "File":
-        return cls(path.name, path.stat().st_size, count)
-
 
 @dataclass(frozen=True)
 class SplitInfo:

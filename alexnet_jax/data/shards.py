@@ -164,11 +164,12 @@ def finish(
         splits[name] = SplitInfo(
             count=len(labels[name]),
             label_counts=tuple(np.bincount(labels[name], minlength=len(classes)).tolist()),
-            labels=File.of(path, len(labels[name])),
+            labels=File(path.name, path.stat().st_size, len(labels[name])),
             shards=tuple(shard.file for shard in of),
         )
     training = _training_statistics(shards["train"])
-    with layout.new_file(folder / layout.STATISTICS) as file:
+    statistics_path = folder / layout.STATISTICS
+    with layout.new_file(statistics_path) as file:
         np.savez(file, **vars(training))
     everything = [shard for of in shards.values() for shard in of]
     manifest = Manifest(
@@ -177,7 +178,7 @@ def finish(
         classes=tuple(classes),
         splits=splits,
         skipped=tuple(problem for shard in everything for problem in shard.skipped),
-        statistics=File.of(folder / layout.STATISTICS),
+        statistics=File(layout.STATISTICS, statistics_path.stat().st_size, 0),
         hash="",
     )
     content = layout.content_hash(manifest, hashes, labels, training)
