@@ -54,7 +54,6 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
     def update(
         gradients: Params, state: optax.OptState, params: Any = None, *, rates: Any, **_: Any
     ) -> tuple[Params, optax.OptState]:
-        del params
         return jax.tree.map(lambda rate, g: -rate * g, rates, gradients), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -107,7 +106,6 @@ class PlateauPolicy:
 
     def hyperparams(self, epochs: float) -> Hyperparams:
         """For the next step. The number of epochs done does not matter here."""
-        del epochs
         return Hyperparams(self.c.rate / self.c.factor ** min(self.drops, self.c.drops), {}, True)
 
     def observe(self, error: float) -> None:

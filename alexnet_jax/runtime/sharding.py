@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.model.towers import DATA, TOWER
@@ -49,7 +49,7 @@ def make_mesh(devices: int, towers: int) -> Mesh:
         )
     columns = 1 if devices == 1 else towers
     grid = np.array(found[:devices]).reshape(-1, columns)
-    return Mesh(grid, (DATA, TOWER), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(grid, (DATA, TOWER))
 
 
 def by_machine(devices: Sequence[jax.Device], hosts: Sequence[int]) -> list[jax.Device]:

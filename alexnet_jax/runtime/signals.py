@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from types import FrameType
 from typing import Any, Self
 
 from alexnet_jax.runtime import distributed
@@ -52,8 +51,7 @@ class Stop:
         if self._signal is not None if alone else distributed.asked_to_stop():
             raise Stopped(self._signal or signal.SIGTERM)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _notice(self, number: int, _: object) -> None:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number

@@ -37,10 +37,9 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, leave: b
 
 def say(text: str) -> None:
     """Prints a line above the progress bar."""
-    if _silent:
-        return
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    if not _silent:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def complain(error: object) -> None:
