@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,18 +30,22 @@ def update_rule(c: config.Optim) -> optax.GradientTransformationExtraArgs:
 
 
 def _add_decays(c: config.Optim) -> optax.GradientTransformation:
-    """gradient + decay * w."""
+    """gradient + decay * w: optax's rule once for each decay, each with a mask of its own."""
 
-    def add(layer: str, name: str, gradient: jax.Array, w: jax.Array) -> jax.Array:
-        if name == "bias" and not c.decay_biases:
-            return gradient
-        return gradient + c.layer_decay.get(layer, c.weight_decay) * w
+    def decay(layer: str, name: str) -> float:
+        return c.layer_decay.get(layer, c.weight_decay) if name == "kernel" or c.decay_biases else 0
 
-    return optax.stateless(
-        lambda gradients, params: {
-            layer: {name: add(layer, name, g, params[layer][name]) for name, g in those.items()}
-            for layer, those in gradients.items()
+    def mask(value: float, params: Params) -> dict[str, dict[str, bool]]:
+        return {
+            layer: {name: decay(layer, name) == value for name in parameters}
+            for layer, parameters in params.items()
         }
+
+    values = sorted({c.weight_decay, *c.layer_decay.values()})
+    rule = optax.chain(*(optax.add_decayed_weights(v, partial(mask, v)) for v in values))
+    # Without the masks' states, which hold nothing, checkpoints of version 0.1 still open.
+    return optax.stateless(
+        lambda gradients, params: rule.update(gradients, rule.init(params), params)[0]
     )
 
 
