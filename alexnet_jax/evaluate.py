@@ -33,9 +33,7 @@ Labels = Int[np.ndarray, " images"]
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
-WEIGHTS = flags.DEFINE_enum(
-    "weights", "equal", ["equal", "search"], "Weights of the networks.", OPTIONS
-)
+WEIGHTS = flags.DEFINE_enum("weights", "equal", ["equal", "search"], "Of the networks.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoints: newest, best or a number.", OPTIONS)
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices to use.", lower_bound=1, flag_values=OPTIONS)
 RECORDS = flags.DEFINE_string(
@@ -145,12 +143,11 @@ def _label_probs(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
 def _check_alike(nets: Sequence[trained.Trained]) -> None:
     first = nets[0]
     for net in nets[1:]:
-        ours, theirs = (n.setup.records.manifest.hash for n in (net, first))
-        if ours != theirs:
+        if net.setup.records.manifest.hash != first.setup.records.manifest.hash:
             raise UserError(f"{net.folder} was trained on other records than {first.folder}")
-        mine, its = (n.setup.config.data.validation for n in (net, first))
-        if mine != its:
-            raise UserError(f"{net.folder} scores split {mine!r}, {first.folder} {its!r}")
+        ours, theirs = (n.setup.config.data.validation for n in (net, first))
+        if ours != theirs:
+            raise UserError(f"{net.folder} scores split {ours!r}, {first.folder} {theirs!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from absl import flags
 
 from alexnet_jax.data.images import centre_square, decode
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
-from alexnet_jax.figures.sheet import image_file, save
+from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import complain, progress_bar
@@ -59,11 +59,11 @@ def predict(
             bar.update(len(some))
             if not squares:
                 continue
-            images[: len(squares)] = [square for _, square in squares]
-            log = evaluator.log_probs_of(net.params, images, ten_views=ten_views)[: len(squares)]
-            images = images[: len(squares)].copy()
-            guesses = best_guesses(images, np.exp(log), classes, [None] * len(squares))
-            found += [(file, guess) for (file, _), guess in zip(squares, guesses, strict=True)]
+            paths, own = zip(*squares, strict=True)
+            images[: len(own)] = own
+            log = evaluator.log_probs_of(net.params, images, ten_views=ten_views)[: len(own)]
+            guesses = best_guesses(np.stack(own), np.exp(log), classes, [None] * len(own))
+            found += zip(paths, guesses, strict=True)
     return found, unread
 
 
@@ -93,22 +93,18 @@ def _run(arguments: Sequence[str]) -> None:
     folder = Path(cli.required(WORKDIR, "runs/tiny"))
     net = trained.open_trained(folder, step=step, records=RECORDS.value)
     found, unread = predict(net, list(map(Path, arguments)), ten_views=VIEWS.value == "10")
-    for name, guess in found:
-        best = zip(guess.labels, guess.probs, strict=True)
-        print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in best))
+    best = [(str(name), dict(zip(one.labels, one.probs, strict=True))) for name, one in found]
+    for name, labels in best:
+        print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in labels.items()))
     if file:
-        values = [{"image": str(name), "labels": _named(guess)} for name, guess in found]
+        values = [{"image": name, "labels": labels} for name, labels in best]
         file.write_text(json.dumps(values, indent=2) + "\n")
     if out and found:
-        save(draw_guesses([guess for _, guess in found]), out)
+        draw_guesses([guess for _, guess in found]).savefig(out, dpi=150)
     for line in unread:
         complain(line)
     if unread:
         sys.exit(2)
-
-
-def _named(guess: Guess) -> dict[str, float]:
-    return dict(zip(guess.labels, guess.probs, strict=True))
 
 
 if __name__ == "__main__":

@@ -23,25 +23,11 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.terminal import markdown_table
 
-HEAD = (
-    "experiment",
-    "paper",
-    "2012 log",
-    "ours, ten views",
-    "ours, centre crop",
-    "compared",
-    "images",
-    "seeds",
-    "trained",
-    "on",
-)
 NOT_RUN = "not run"
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
-CONFIGS = flags.DEFINE_list(
-    "configs", [], "Configs that have a row even if they were not run.", OPTIONS
-)
+CONFIGS = flags.DEFINE_list("configs", [], "Have a row even if they were not run.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
@@ -111,39 +97,38 @@ def report(folders: Sequence[Path], planned: Sequence[config.Experiment] = ()) -
         groups.setdefault(run.kind, []).append(run)
     rows = [_row(runs, list(groups.values())) for runs in groups.values()]
     known = {runs[0].config.experiment.name for runs in groups.values()}
-    rows += [_row_not_run(one) for one in planned if one.name not in known]
-    return markdown_table([HEAD, *rows])
+    not_run = {"ours, ten views": NOT_RUN, "ours, centre crop": NOT_RUN}
+    rows += [_about(one) | not_run for one in planned if one.name not in known]
+    return markdown_table(rows)
 
 
-def _row(runs: list[Run], groups: list[list[Run]]) -> tuple[str, ...]:
+def _about(experiment: config.Experiment) -> dict[str, str]:
+    """The cells of a row that do not depend on runs, by column."""
+    return {"experiment": experiment.name, "paper": experiment.paper, "2012 log": experiment.log}
+
+
+def _row(runs: list[Run], groups: list[list[Run]]) -> dict[str, str]:
     c = runs[0].config
-    about, namesakes = c.experiment, [g for g in groups if _name(g) == _name(runs)]
-    return (
-        about.name + _apart(runs, namesakes),
-        about.paper,
-        about.log,
-        _text([run.ten_views for run in runs]),
-        _text([run.one_view for run in runs]),
-        _compared(runs, groups),
-        f"{c.data.source}, {c.data.validation}",
-        ", ".join(str(run.config.seed) for run in runs),
-        ", ".join(dict.fromkeys(_trained(run) for run in runs)),
-        "; ".join(dict.fromkeys(machine for run in runs for machine in run.machines)),
-    )
-
-
-def _row_not_run(about: config.Experiment) -> tuple[str, ...]:
-    cells = (about.name, about.paper, about.log)
-    return (*cells, NOT_RUN, NOT_RUN, *[""] * (len(HEAD) - 5))
+    return _about(c.experiment) | {
+        "experiment": c.experiment.name + _apart(runs, groups),
+        "ours, ten views": _text([run.ten_views for run in runs]),
+        "ours, centre crop": _text([run.one_view for run in runs]),
+        "compared": _compared(runs, groups),
+        "images": f"{c.data.source}, {c.data.validation}",
+        "seeds": ", ".join(str(run.config.seed) for run in runs),
+        "trained": ", ".join(dict.fromkeys(_trained(run) for run in runs)),
+        "on": "; ".join(dict.fromkeys(machine for run in runs for machine in run.machines)),
+    }
 
 
 def _name(runs: list[Run]) -> str:
     return runs[0].config.experiment.name
 
 
-def _apart(runs: list[Run], namesakes: list[list[Run]]) -> str:
+def _apart(runs: list[Run], groups: list[list[Run]]) -> str:
     """The values in which runs differ from others with the same name."""
     mine = config.fixed_values(config.as_dict(runs[0].config))
+    namesakes = [group for group in groups if _name(group) == _name(runs)]
     keys = {key for group in namesakes for key in _differing(group[0].config, runs[0].config)}
     return "".join(f", {key}={mine[key]}" for key in sorted(keys & mine.keys() - {"seed"}))
 
@@ -167,17 +152,14 @@ def _differing(a: config.Config, b: config.Config) -> list[str]:
     return config.differences(config.as_dict(a), b)
 
 
-def _means(errors: list[Errors | None]) -> Errors | None:
-    known = [one for one in errors if one is not None]
-    return Errors(mean(e.top1 for e in known), mean(e.top5 for e in known)) if known else None
+def _means(errors: list[Errors | None]) -> list[float]:
+    return [mean(rates) for rates in zip(*filter(None, errors), strict=True)]
 
 
 def _text(errors: list[Errors | None]) -> str:
     """The mean in percent, with the standard deviation over seeds."""
-    known = [one for one in errors if one is not None]
-    if not known:
-        return NOT_RUN
-    return " / ".join(_spread([100 * rate for rate in rates]) for rates in zip(*known, strict=True))
+    rates = zip(*filter(None, errors), strict=True)
+    return " / ".join(_spread([100 * rate for rate in one]) for one in rates) or NOT_RUN
 
 
 def _spread(values: list[float]) -> str:

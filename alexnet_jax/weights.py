@@ -12,9 +12,7 @@ What a layout cannot say: Caffe's own networks normalise across both towers' map
 not; torchvision's AlexNet is another network, without towers.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -24,7 +22,7 @@ from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.layers import Conv, Dense, Logits
+from alexnet_jax.model.layers import Axes
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
@@ -96,10 +94,6 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
     return params
 
 
-Axes = Mapping[str, int]
-"""Names and sizes of a parameter's axes, as it was declared (see `model.layers`)."""
-
-
 def _tensors(network: ShardedModel, layout: Layout) -> dict[str, tuple[str, str, Axes]]:
     """Layer, name and axes of every parameter, by the name of its tensor in a layout.
 
@@ -121,7 +115,7 @@ def _write(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndar
     if len(axes) == 1 or layout == "classic":
         return array
     order = LAYOUTS[layout].axes
-    kernel = array.reshape(tuple(axes.values())).transpose([list(axes).index(n) for n in order])
+    kernel = array.reshape(*axes.values()).transpose([list(axes).index(name) for name in order])
     kernel = _recoloured(kernel, layer, layout)
     return kernel if array.ndim == 4 else kernel.reshape(axes["out"], -1)
 
@@ -145,15 +139,11 @@ def _check(module: Any, layout: Layout) -> None:
     """Raises UserError if the layout has no place for such a network."""
     if not isinstance(module, AlexNet):
         raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
-    last: Any = [getattr(module, name) for name in ("conv6", "conv5", "conv4", "conv3")]
-    conv = next(layer for layer in last if isinstance(layer, Conv))
-    layers: Sequence[Conv | Dense | Logits] = (conv, module.fc6, module.fc7, module.fc8)
-    for before, layer in itertools.pairwise(layers):
-        if layer.kernel.axes["in"] != before.kernel.axes["out"]:
-            raise UserError(
-                f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must "
-                f"be in config.model.cross; give --layout=classic"
-            )
+    if module.fc6.towers > 1 and not {"fc6", "fc7"} <= set(module.cross):
+        raise UserError(
+            f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must "
+            f"be in config.model.cross; give --layout=classic"
+        )
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -191,9 +181,7 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
     meta = {"records": setup.records.manifest.hash, "policy": make_policy(c.policy).state()}
-    with ExitStack() as stack:
-        stack.enter_context(workdir.hold(folder, c))
-        checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
+    with workdir.hold(folder, c), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
         checkpoints.save(0, state, meta, {})
     print(f"{file} is checkpoint 0 of {folder}")
 

@@ -53,6 +53,17 @@ def test_labels_are_those_that_the_scores_of_the_split_use(net, files, ten_views
         np.testing.assert_allclose(row[classes.index(guess.labels[0])], best[0], rtol=1e-4)
 
 
+def test_an_unreadable_file_does_not_disturb_those_after_it(net, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "AT_ONCE", 3)
+    found, unread = predict.predict(net, [files[0], tmp_path / "none.png", *files[1:]])
+    alone, _ = predict.predict(net, files)
+    assert len(unread) == 1
+    assert [file for file, _ in found] == files
+    for (_, one), (_, other) in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_allclose(one.probs, other.probs, rtol=1e-4)
+
+
 def test_files_that_are_no_images_are_named_and_the_others_labelled(net, files, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     given = [files[0], tmp_path / "text.png", tmp_path / "none.png", files[1]]

@@ -61,7 +61,7 @@ def _run(arguments: Sequence[str]) -> None:
         rows = SECTIONS[section](bench)
     machine = host.describe(jax.devices()) | {"python": platform.python_version()}
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(_table(rows))
+    print(markdown_table([{name: _cell(value) for name, value in row.items()} for row in rows]))
     if file:
         result = {"section": section, "machine": machine, "rows": rows, "command": sys.argv}
         file.write_text(json.dumps(result, indent=1) + "\n")
@@ -81,14 +81,6 @@ def _dtypes(otherwise: str) -> tuple[str, ...]:
         if one not in ("float32", "bfloat16"):
             raise UserError(f"--dtype={one}: give float32, bfloat16 or both")
     return tuple(given)
-
-
-def _table(rows: list[Row]) -> str:
-    """Markdown; a column for every key that any row has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return markdown_table(
-        [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
-    )
 
 
 def _cell(value: str | float) -> str:

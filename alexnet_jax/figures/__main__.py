@@ -25,7 +25,7 @@ from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.figures.kernels import draw_kernels, draw_towers
-from alexnet_jax.figures.sheet import image_file, save
+from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.runtime import cli, host
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> None:
         figure = draw_figure2(cli.given_config(CONFIG))
     else:
         figure = FIGURES[name](cli.folders(WORKDIRS))
-    save(figure, out)
+    figure.savefig(out, dpi=150)
     print(f"{name} in {out}")
 
 

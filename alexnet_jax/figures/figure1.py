@@ -29,24 +29,17 @@ def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       UserError: the run has not finished an epoch yet.
     """
-    wrong: dict[int, float] = {}  # sum over steps of the error rate, by epoch
-    steps: dict[int, int] = {}
-    ended: dict[int, float] = {}
-    step, begun = 0, 0.0
-    for line in read_metrics(folder):
-        if "train/top1_error" not in line:
-            continue
-        # Every epoch ends with a line, so a line's steps belong to one epoch (to within a batch).
-        number = int((begun + line["epoch"]) / 2) + 1
-        taken = line["step"] - step
-        wrong[number] = wrong.get(number, 0.0) + taken * line["train/top1_error"]
-        steps[number] = steps.get(number, 0) + taken
-        ended[number] = line["epoch"]
-        step, begun = line["step"], line["epoch"]
-    whole = [number for number, epoch in ended.items() if epoch >= number]
-    if not whole:
+    lines = [line for line in read_metrics(folder) if "train/top1_error" in line]
+    names = ("step", "epoch", "train/top1_error")
+    step, epoch, error = (np.array([line[name] for line in lines]) for name in names)
+    # Every epoch ends with a line, so a line's steps belong to one epoch (to within a batch).
+    middle, steps = epoch - np.diff(epoch, prepend=0) / 2, np.diff(step, prepend=0)
+    number, place = np.unique(middle.astype(int) + 1, return_inverse=True)
+    whole = number <= epoch.max(initial=0)
+    if not whole.any():
         raise UserError(f"{folder} has not finished an epoch yet, so it has no training error")
-    return np.array(whole, float), np.array([wrong[n] / steps[n] for n in whole])
+    errors = np.bincount(place, steps * error) / np.bincount(place, steps)
+    return number[whole].astype(float), errors[whole]
 
 
 def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | None:

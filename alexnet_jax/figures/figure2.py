@@ -123,8 +123,7 @@ def draw_figure2(c: config.Config) -> "Figure":
             _sum(axes, before, boxes[0], layer.sent)
         else:
             _meet(axes, before, boxes, layer)
-        labels = (boxes[0].top + 0.12, boxes[-1].bottom - 0.12)[: 0 if last else len(rows)]
-        for y in labels:
+        for y in (boxes[0].top + 0.12, boxes[-1].bottom - 0.12)[: 0 if last else len(rows)]:
             _words(axes, x, y, _times(layer.output))
         before = boxes
     _foot(axes, c, sum(layer.sent for layer in layers), width, low + 0.17)
@@ -184,8 +183,7 @@ def _box(axes: "Axes", x: float, y: float, shape: Sequence[int], colour: str) ->
     back = [(x + deep, y + deep) for x, y in front]
     above, beside = [*front[3:1:-1], *back[2:]], [*front[1:3], *back[2:0:-1]]
     for corners, share in ((front, 0.75), (above, 0.45), (beside, 1.0)):  # of colour, not white
-        face = (colour, share)
-        axes.fill(*zip(*corners, strict=True), facecolor=face, edgecolor="white", linewidth=0.6)
+        axes.fill(*zip(*corners, strict=True), fc=(colour, share), ec="white", lw=0.6)
     return _Box((left, y), (right + deep, y), top + deep, bottom, colour)
 
 
@@ -194,16 +192,10 @@ def _arrow(axes: "Axes", start: _Point, stop: _Point, colour: str) -> None:
     axes.annotate("", stop, start, arrowprops=style | {"color": colour, "linewidth": 1.1})
 
 
-def _words(axes: "Axes", x: float, y: float, text: str, **style: Any) -> None:
+def _words(axes: "Axes", x: float, y: float, text: str, size: float = 7.5, **style: Any) -> None:
     back = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-    usual: dict[str, Any] = {
-        "size": 7.5,
-        "ha": "center",
-        "va": "center",
-        "color": _TEXT,
-        "bbox": back,
-    }
-    axes.text(x, y, text, **usual | style)
+    style.setdefault("ha", "center")
+    axes.text(x, y, text, size=size, va="center", color=_TEXT, bbox=back, **style)
 
 
 def _units(layer: Layer, name: str) -> str:

@@ -49,7 +49,7 @@ def best_guesses(
     """
     guesses = []
     for image, row, truth in zip(images, probs, truths, strict=True):
-        best = np.argsort(-row, kind="stable")[: min(count, len(classes))]
+        best = np.argsort(-row, kind="stable")[:count]
         labels = tuple(classes[i] for i in best)
         guesses.append(Guess(image, labels, tuple(float(row[i]) for i in best), truth))
     return guesses

@@ -85,10 +85,9 @@ def draw_towers(folders: Sequence[Path]) -> "Figure":
         towers = net.setup.config.model.towers
         parts = np.split(np.arange(kernels.shape[-1]), towers)
         for name, own in zip("AB", parts, strict=False):
-            label = f"tower {name}: colour {colour[own].mean():.2f}, oriented " + (
-                f"{orientation[own].mean():.2f}"
-            )
-            axes.plot(colour[own], orientation[own], "o^"[name == "B"], label=label, alpha=0.7)
+            x, y = colour[own], orientation[own]
+            label = f"tower {name}: colour {x.mean():.2f}, oriented {y.mean():.2f}"
+            axes.plot(x, y, "o^"[name == "B"], label=label, alpha=0.7)
         axes.set(title=f"{folder.name}, step {net.step}", xlabel="colour", xlim=(0, 1), ylim=(0, 1))
         axes.legend(frameon=False, fontsize=7, loc="upper center")
     panels[0].set_ylabel("orientation")
@@ -124,8 +123,7 @@ def orientation_strength(kernels: np.ndarray) -> np.ndarray:
       float [n] in [0, 1]; 1 for a grating, 0 where no direction is preferred.
     """
     side = kernels.shape[0]
-    power = np.abs(np.fft.fft2(kernels, axes=(0, 1))) ** 2
-    power = power.sum(axis=2)
+    power = (np.abs(np.fft.fft2(kernels, axes=(0, 1))) ** 2).sum(axis=2)
     f = np.fft.fftfreq(side)
     v, u = np.meshgrid(f, f, indexing="ij")
     uu, vv, uv = (np.tensordot(w, power, axes=2) for w in (u * u, v * v, u * v))

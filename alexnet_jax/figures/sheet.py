@@ -53,8 +53,3 @@ def the_only(folders: Sequence[Path], name: str) -> Path:
     if len(folders) > 1:
         raise UserError(f"{name} shows one run; give one folder as --workdirs")
     return folders[0]
-
-
-def save(figure: "Figure", out: Path) -> None:
-    """Writes a figure, in the format of the file's name."""
-    figure.savefig(out, dpi=150)

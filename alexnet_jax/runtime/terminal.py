@@ -1,7 +1,7 @@
 """What is printed for the user."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -47,10 +47,12 @@ def complain(error: object) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown with aligned columns; the first of `lines` is the header."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table in Markdown with aligned columns: one for every key that any row has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruled = [columns, ["-" * width for width in widths], *lines[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
         for line in ruled
