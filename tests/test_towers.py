@@ -12,6 +12,7 @@ from alexnet_jax.benchmark.bench import traced_step
 from alexnet_jax.benchmark.exchanges import Exchange, exchanges
 from alexnet_jax.benchmark.program import step_exchanges
 from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.model import sharded
 from alexnet_jax.model.towers import DATA, TOWER
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import local_rows, make_mesh, put_batch
@@ -227,3 +228,11 @@ def test_a_process_holds_the_rows_of_its_devices():
 def test_devices_that_do_not_fit_are_refused(values, said):
     with pytest.raises(UserError, match=said):
         make_network(make_config(**values))
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
+    known = dict(sharded.COMPILER_OPTIONS["cpu"])
+    monkeypatch.setitem(sharded.COMPILER_OPTIONS, "cpu", known | {"xla_no_such_option": True})
+    sharded._known_options.cache_clear()
+    assert sharded._known_options("cpu") == known
+    sharded._known_options.cache_clear()
