@@ -33,12 +33,10 @@ Labels = Int[np.ndarray, " images"]
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
-WEIGHTS = flags.DEFINE_enum("weights", "equal", ["equal", "search"], "Of the networks.", OPTIONS)
+WEIGHTS = flags.DEFINE_enum("weights", "equal", ["equal", "search"], "Networks' weights.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoints: newest, best or a number.", OPTIONS)
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices to use.", lower_bound=1, flag_values=OPTIONS)
-RECORDS = flags.DEFINE_string(
-    "records", None, "Where the runs' records are now, if they were moved.", OPTIONS
-)
+RECORDS = flags.DEFINE_string("records", None, "Where the runs' records are now.", OPTIONS)
 JSON = flags.DEFINE_string("json", None, "File to write the scores to.", OPTIONS)
 
 

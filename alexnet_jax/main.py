@@ -27,9 +27,7 @@ OPTIONS = flags.FlagValues()
 CONFIG = cli.define_config(OPTIONS)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.", OPTIONS)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "What to do.", OPTIONS)
-STEP = flags.DEFINE_string(
-    "step", "newest", "Checkpoint to evaluate: newest, best or a number.", OPTIONS
-)
+STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,9 +57,8 @@ def _describe(c: config.Config) -> None:
     """Prints the devices that the config's network runs on, and a table of its layers."""
     network = make_network(c)
     devices = network.mesh.devices.flatten()
-    among = (
-        f" in {distributed.process_count()} processes" if distributed.process_count() > 1 else ""
-    )
+    processes = distributed.process_count()
+    among = f" in {processes} processes" if processes > 1 else ""
     say(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}{among}, {c.dtype}")
     say(format_table(layer_table(network, c), network))
 

@@ -27,13 +27,9 @@ OPTIONS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", OPTIONS)
 VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
-RECORDS = flags.DEFINE_string(
-    "records", None, "Where the run's records are now, if they were moved.", OPTIONS
-)
+RECORDS = flags.DEFINE_string("records", None, "Where the run's records are now.", OPTIONS)
 JSON = flags.DEFINE_string("json", None, "File to write the five best labels to.", OPTIONS)
-OUT = flags.DEFINE_string(
-    "out", None, "Figure to draw: each image with its best labels as bars.", OPTIONS
-)
+OUT = flags.DEFINE_string("out", None, "Figure to draw: images and their best labels.", OPTIONS)
 
 
 def predict(

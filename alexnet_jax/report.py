@@ -27,7 +27,7 @@ NOT_RUN = "not run"
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
-CONFIGS = flags.DEFINE_list("configs", [], "Have a row even if they were not run.", OPTIONS)
+CONFIGS = flags.DEFINE_list("configs", [], "Configs that have a row even if not run.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 

@@ -83,14 +83,17 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
         )
     params: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
     for tensor, (layer, name, axes) in wanted.items():
-        array, shape = tensors[tensor].astype(np.float32), network.shapes[layer][name].shape
-        expected = _write(np.empty(shape, np.float32), layer, axes, layout).shape
-        if array.shape != expected:
+        array, ours = tensors[tensor], np.empty(network.shapes[layer][name].shape, np.float32)
+        # Where each number of the tensor lies in our parameter: its own number, written the same.
+        numbers = np.arange(ours.size, dtype=np.int32).reshape(ours.shape)
+        places = _write(numbers, layer, axes, layout)
+        if array.shape != places.shape:
             raise UserError(
                 f"tensor {tensor!r} is {list(array.shape)}, the config's network has "
-                f"{list(expected)} (--layout={layout})"
+                f"{list(places.shape)} (--layout={layout})"
             )
-        params[layer][name] = np.ascontiguousarray(_read(array, layer, axes, layout).reshape(shape))
+        np.put(ours, places, array)
+        params[layer][name] = ours
     return params
 
 
@@ -116,23 +119,9 @@ def _write(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndar
         return array
     order = LAYOUTS[layout].axes
     kernel = array.reshape(*axes.values()).transpose([list(axes).index(name) for name in order])
-    kernel = _recoloured(kernel, layer, layout)
+    if layer == "conv1" and LAYOUTS[layout].colours == "BGR":
+        kernel = np.flip(kernel, order.index("in"))
     return kernel if array.ndim == 4 else kernel.reshape(axes["out"], -1)
-
-
-def _read(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndarray:
-    """The inverse of `_write`, but for a matrix's shape."""
-    if len(axes) == 1 or layout == "classic":
-        return array
-    order = LAYOUTS[layout].axes
-    kernel = _recoloured(array.reshape([axes[name] for name in order]), layer, layout)
-    return kernel.transpose([order.index(name) for name in axes])
-
-
-def _recoloured(kernel: np.ndarray, layer: str, layout: Layout) -> np.ndarray:
-    """The first layer's kernels, with the layout's order of the colours that they see."""
-    reverse = layer == "conv1" and LAYOUTS[layout].colours == "BGR"
-    return np.flip(kernel, LAYOUTS[layout].axes.index("in")) if reverse else kernel
 
 
 def _check(module: Any, layout: Layout) -> None:
@@ -209,12 +198,8 @@ OPTIONS = flags.FlagValues()
 CONFIG = cli.define_config(OPTIONS)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to export, or to make.", OPTIONS)
 FILE = flags.DEFINE_string("file", None, "The safetensors file.", OPTIONS)
-LAYOUT = flags.DEFINE_enum(
-    "layout", "classic", get_args(Layout), "Names and shapes in the file.", OPTIONS
-)
-STEP = flags.DEFINE_string(
-    "step", "newest", "Checkpoint to export: newest, best or a number.", OPTIONS
-)
+LAYOUT = flags.DEFINE_enum("layout", "classic", get_args(Layout), "Layout of the file.", OPTIONS)
+STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

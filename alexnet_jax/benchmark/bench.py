@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,15 +72,16 @@ class Step:
         self.hyperparams, self.state = first_hyperparams(self.setup), init_state(self.setup)
         self.compiled = traced_step(self.setup).lower().compile()
 
-    def on(self, batch: Any) -> Any:
-        """One step; its outcome, which may not be there yet."""
-        arguments = self.setup.normalization, batch, self.hyperparams
-        self.state, outcome = self.compiled(self.state, *arguments)
-        return outcome
+    def run(self, count: int, next_batch: Callable[[], Any] | None = None) -> None:
+        """So many steps: on what `next_batch` returns, or on the same batch again and again."""
 
-    def run(self, count: int) -> None:
-        """So many steps on the same batch."""
-        in_turn(lambda: self.on(self.batch), count)
+        def once() -> Any:
+            batch = next_batch() if next_batch else self.batch
+            arguments = self.setup.normalization, batch, self.hyperparams
+            self.state, outcome = self.compiled(self.state, *arguments)
+            return outcome
+
+        in_turn(once, count)
         jax.block_until_ready(self.state)
 
 

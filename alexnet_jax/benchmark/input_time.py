@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import simplejpeg
 
 from alexnet_jax.benchmark.bench import Bench, Row, Step, batches_of, case, with_records
-from alexnet_jax.benchmark.timing import Work, alternate, in_turn
+from alexnet_jax.benchmark.timing import Work, alternate
 from alexnet_jax.config import Config
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
@@ -91,29 +92,23 @@ def _rates(some: Callable[[], int], seconds: float) -> tuple[float, float]:
 
 def measure_train(bench: Bench) -> list[Row]:
     """Training from records against training on one batch again and again; and with checkpoints."""
-    rows: list[Row] = []
-    for c in bench.cases():
-        step = Step(c)
-        with closing(batches_of(step.setup)) as batches:
-            works = {"again": step.run, "real": _real(step, batches)}
-            times = alternate(works, bench.repeats, seconds=3.0)
-        again, real = times["again"].median, times["real"].median
-        stall = _stall(step, bench.folder, again)
-        row = case(c) | {"format": c.data.format}
-        row |= {"one batch again, images/s": c.batch / again, "from records": c.batch / real}
-        rows.append(row | {"ratio": again / real} | stall)
-    return rows
+    return [_train_row(c, bench) for c in bench.cases()]
 
 
-def _real(step: Step, batches: Any) -> Work:
-    """Steps as training does them: the next batch is placed while two steps are under way."""
-    mesh, batch = step.setup.network.mesh, step.setup.config.batch
+def _train_row(c: Config, bench: Bench) -> Row:
+    """As in training, the next batch is placed while two steps are under way."""
+    step = Step(c)
+    with closing(batches_of(step.setup)) as batches:
 
-    def run(count: int) -> None:
-        in_turn(lambda: step.on(put_batch(mesh, next(batches), batch)), count)
-        jax.block_until_ready(step.state)
+        def read() -> Any:
+            return put_batch(step.setup.network.mesh, next(batches), c.batch)
 
-    return run
+        works: dict[str, Work] = {"again": step.run, "real": partial(step.run, next_batch=read)}
+        times = alternate(works, bench.repeats, seconds=3.0)
+    again, real = times["again"].median, times["real"].median
+    row = case(c) | {"format": c.data.format, "one batch again, images/s": c.batch / again}
+    row |= {"from records": c.batch / real, "ratio": again / real}
+    return row | _stall(step, bench.folder, again)
 
 
 def _stall(step: Step, folder: Path, seconds: float) -> Row:

@@ -52,9 +52,8 @@ def _up_to(step: Step, images: jax.Array, layer: str, backward: bool) -> Work:
     def gradients(params: Any, images: jax.Array, numbers: jax.Array) -> Any:
         return jax.grad(lambda params: output(params, images, numbers)[0, 0])(params)
 
-    function, outcome = (
-        (gradients, network.specs) if backward else (output, network.spec(DATA, TOWER))
-    )
+    function: Any = gradients if backward else output
+    outcome = network.specs if backward else network.spec(DATA, TOWER)
     call = network.jit(network.shard_map(function, (network.specs, rows, rows), outcome))
 
     return lambda count: in_turn(

@@ -24,7 +24,7 @@ def measure(bench: Bench) -> list[Row]:
 def _compare(cases: list[Config], bench: Bench) -> list[Row]:
     c = cases[0]
     steps = [Step(case) for case in cases]
-    works = {
+    works: dict[str, Work] = {
         f"ours, {case.devices} device(s)": step.run for case, step in zip(cases, steps, strict=True)
     }
     ours = next(iter(works))

@@ -40,7 +40,6 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "curves": draw_curves,
 }
 
-
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 flags.DEFINE_alias("workdir", "workdirs", OPTIONS)

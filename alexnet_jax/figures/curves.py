@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 _PANELS = (
     ("loss, nats", "log", {"train/loss": "training", "val/loss": "validation"}),
-    (
-        "top-1 error",
-        "linear",
-        {"train/top1_error": "training", "val/top1_error": "validation"},
-    ),
+    ("top-1 error", "linear", {"train/top1_error": "training", "val/top1_error": "validation"}),
     ("learning rate", "log", {"opt/lr": ""}),
 )
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GOAL = 0.25  # the training error at which Fig. 1 compares
-COLOURS = {"relu": "C0", "tanh": "C1"}
+LINES = {"relu": ("ReLU", "-", "C0"), "tanh": ("tanh", "--", "C1")}  # name, style, colour
 
 
 def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -69,11 +69,10 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
     for folder in folders:
         kind = workdir.read_config(folder).model.activation
         epochs, errors = training_errors(folder)
-        first = kind not in reached
+        name, style, colour = LINES[kind]
+        label = None if kind in reached else name
+        axes.plot(epochs, errors, style, color=colour, label=label, linewidth=1.5)
         reached.setdefault(kind, []).append(epochs_to(GOAL, epochs, errors))
-        style = {"relu": "-", "tanh": "--"}[kind]
-        label = {"relu": "ReLU", "tanh": "tanh"}[kind] if first else None
-        axes.plot(epochs, errors, style, color=COLOURS[kind], label=label, linewidth=1.5)
     axes.axhline(GOAL, color="0.6", linewidth=0.8)
     axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 0.8), title=_when(reached))
     axes.set_xlim(left=0)
@@ -88,10 +87,8 @@ def _when(reached: dict[str, list[float | None]]) -> str:
         for kind, values in reached.items()
         if None not in values
     }
-    parts = [
-        f"{kind} {means[kind]:.1f}" if kind in means else f"{kind} not yet"
-        for kind in sorted(reached)
-    ]
+    told = dict.fromkeys(reached, "not yet") | {k: f"{mean:.1f}" for k, mean in means.items()}
+    parts = [f"{kind} {told[kind]}" for kind in sorted(told)]
     text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
     if {"relu", "tanh"} <= means.keys():
         text += f" ({means['tanh'] / means['relu']:.1f} times)"

@@ -36,28 +36,26 @@ def best_guesses(
     probs: np.ndarray,
     classes: Sequence[str],
     truths: Sequence[str | None],
-    count: int = 5,
 ) -> list[Guess]:
-    """The `count` most probable classes of each image, or all if there are fewer.
+    """The five most probable classes of each image, or all if there are fewer.
 
     Args:
       images: uint8 [n, size, size, 3].
       probs: float [n, classes].
       classes: the names of the classes.
       truths: the right class of each image, or None.
-      count: how many labels.
     """
     guesses = []
     for image, row, truth in zip(images, probs, truths, strict=True):
-        best = np.argsort(-row, kind="stable")[:count]
+        best = np.argsort(-row, kind="stable")[:5]
         labels = tuple(classes[i] for i in best)
         guesses.append(Guess(image, labels, tuple(float(row[i]) for i in best), truth))
     return guesses
 
 
-def draw_guesses(guesses: Sequence[Guess], columns: int = 4) -> "Figure":
+def draw_guesses(guesses: Sequence[Guess]) -> "Figure":
     """Fig. 4, left: each image with its best labels as bars; the bar of the right label is red."""
-    columns = min(columns, len(guesses))
+    columns = min(4, len(guesses))
     rows = -(-len(guesses) // columns)
     figure = new_figure(2.4 * columns, 3.9 * rows)
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.4, 1.3] * rows)
