@@ -1,6 +1,7 @@
 """The CIFAR-10 nets against PyTorch, their shapes, and what their configs refuse."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -75,7 +76,7 @@ def test_logits_loss_and_every_gradient_are_pytorchs(name, crop):
     labels = rng.integers(0, 10, 8)
 
     def loss(state):
-        logits = nnx.merge(graph, state)(images)
+        logits = nnx.merge(graph, state)(jnp.asarray(images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), logits
 
