@@ -65,14 +65,20 @@ def test_the_2x2_of_lrn_and_width_differs_in_these_alone():
     ("name", "crop"), [("18", 32), ("18", 27), ("tanh", 32), ("26", 27), ("13", 24), ("11", 24)]
 )
 def test_logits_loss_and_every_gradient_are_pytorchs(name, crop):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     from tests.reference.torch_cifar import TorchCifar
 
+    with jax.enable_x64(True):
+        compare(name, crop, TorchCifar)
+
+
+def compare(name, crop, TorchCifar):  # noqa: N803
+    torch = pytest.importorskip("torch")
     layers = [dict(layer, std=0.1) for layer in config.as_dict(net(name))["model"]["layers"]]
     c = net(name, layers=layers).model
-    graph, state = nnx.split(CifarNet(c, crop, "float32", nnx.Rngs(0)))
+    graph, state = nnx.split(CifarNet(c, crop, "float64", nnx.Rngs(0)))
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(8, crop, crop, 3)).astype(np.float32)
+    images = rng.normal(size=(8, crop, crop, 3))
     labels = rng.integers(0, 10, 8)
 
     def loss(state):
@@ -86,7 +92,7 @@ def test_logits_loss_and_every_gradient_are_pytorchs(name, crop):
     their_loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))
     their_loss.backward()
 
-    near = {"rtol": 1e-4, "atol": 1e-5}
+    near = {"rtol": 1e-6, "atol": 1e-9}
     np.testing.assert_allclose(logits, theirs.detach(), **near)
     np.testing.assert_allclose(ours, their_loss.detach(), **near)
     for layer, values in nnx.to_pure_dict(gradients).items():
