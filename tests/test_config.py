@@ -3,11 +3,14 @@
 import copy
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from alexnet_jax import config
 from alexnet_jax.configs import alexnet, alexnet_2012, cifar10, tiny
+from alexnet_jax.runtime.cli import load_configs
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
 from tests.conftest import make_config
@@ -206,3 +209,16 @@ def test_a_refused_config_leaves_nothing_on_the_disk(tmp_path, key, value):
     with pytest.raises(UserError):
         fit(make_config(tmp_path / "records", **{key.replace(".", "__"): value}), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_edited_copy_of_a_packaged_config_is_not_ignored(tmp_path, monkeypatch):
+    """A config imports its base from the package, so a copy of the base beside it has no effect."""
+    folder = tmp_path / "configs"
+    shutil.copytree(Path(tiny.__file__).parent, folder, ignore=shutil.ignore_patterns("__*"))
+    monkeypatch.chdir(tmp_path)
+    assert config.parse(load_configs("configs/tiny.py")[0]) == config.parse(tiny.get_config())
+    with (folder / "alexnet.py").open("a") as file:  # on which tiny.py's own base builds
+        file.write("# edited\n")
+    with pytest.raises(UserError, match=r"tiny\.py builds on the installed alexnet\.py, but"):
+        load_configs("configs/tiny.py")
+    load_configs("configs/alexnet.py")  # the edited file itself may be run

@@ -4,9 +4,10 @@ A command defines its options in ``flags.FlagValues`` of its own, because one co
 another. Its ``main(arguments)`` hands them to `run`.
 """
 
+import re
 import runpy
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -156,6 +157,7 @@ def load_configs(text: str, *, all_variants: bool = False) -> list[ConfigDict]:
     """
     name, _, variant = text.partition(":")
     file = _find_config(name)
+    _refuse_stale_base(file)
     try:
         module = runpy.run_path(str(file))
         variants = [variant] if variant else module.get("NAMES", ()) if all_variants else ()
@@ -176,3 +178,29 @@ def _find_config(name: str) -> Path:
     if short not in packaged:
         raise UserError(f"there is no config {name}; give a file, or one of {', '.join(packaged)}")
     return packaged[short]
+
+
+def _refuse_stale_base(file: Path) -> None:
+    """Raises UserError if `file` builds on a packaged config that has an edited copy beside it.
+
+    Its `from alexnet_jax.configs import alexnet` takes the packaged alexnet.py: the edited copy
+    would be ignored without a word.
+    """
+    for packaged in _packaged_bases(file):
+        beside = file.with_name(packaged.name)
+        edited = beside.is_file() and beside.read_bytes() != packaged.read_bytes()
+        if edited and beside != file:  # a file may change the packaged one of its own name
+            raise UserError(
+                f"{file} builds on the installed {packaged.name}, but {beside} differs from it; "
+                f"install this checkout (pip install -e .), or give the copy another name"
+            )
+
+
+def _packaged_bases(file: Path) -> Iterator[Path]:
+    """The packaged configs that a config imports, and those that they import."""
+    for names in re.findall(r"^from alexnet_jax\.configs import (.+)$", file.read_text(), re.M):
+        for name in names.split(","):
+            base = Path(str(files("alexnet_jax.configs")), f"{name.strip()}.py")
+            if base.is_file():
+                yield base
+                yield from _packaged_bases(base)
