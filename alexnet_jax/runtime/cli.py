@@ -172,12 +172,19 @@ def _find_config(name: str) -> Path:
     file = Path(name)
     if file.is_file():
         return file
-    folder = Path(str(files("alexnet_jax.configs")))
-    packaged = {one.stem: one for one in sorted(folder.glob("[!_]*.py"))}
+    packaged = {one.stem: one for one in sorted(_packaged_configs().glob("[!_]*.py"))}
     short = file.stem if file == Path("configs", f"{file.stem}.py") else name
     if short not in packaged:
         raise UserError(f"there is no config {name}; give a file, or one of {', '.join(packaged)}")
     return packaged[short]
+
+
+def _packaged_configs() -> Path:
+    """The folder of the package's configs. UserError in a checkout that is not installed."""
+    try:
+        return Path(str(files("alexnet_jax.configs")))
+    except ModuleNotFoundError:
+        raise UserError("alexnet_jax is not installed; run pip install -e . first") from None
 
 
 def _refuse_stale_base(file: Path) -> None:
@@ -200,7 +207,7 @@ def _packaged_bases(file: Path) -> Iterator[Path]:
     """The packaged configs that a config imports, and those that they import."""
     for names in re.findall(r"^from alexnet_jax\.configs import (.+)$", file.read_text(), re.M):
         for name in names.split(","):
-            base = Path(str(files("alexnet_jax.configs")), f"{name.strip()}.py")
+            base = _packaged_configs() / f"{name.strip()}.py"
             if base.is_file():
                 yield base
                 yield from _packaged_bases(base)
