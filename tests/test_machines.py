@@ -75,7 +75,7 @@ def test_as_many_bytes_cross_the_cable_as_the_step_is_said_to_send(pair, tmp_pat
     prepare("generated:2048", tmp_path / "records", size=72, format="raw")
     values = {"batch": 128, "model__width": 0.5, "devices": 2, "towers_apart": towers_apart}
     setup = make_setup(make_config(tmp_path / "records", **values))
-    expected = sum(one.sent for one in step_exchanges(setup))
+    expected = sum(one.sent for one in step_exchanges(setup.config))
     assert expected > 1e6
     sent = []
     for steps in (2, 14):

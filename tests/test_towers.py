@@ -27,14 +27,14 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 @functools.cache
 def found(records, devices: int, **values) -> list[Exchange]:
     """The exchanges of the step; a test session traces each once."""
-    return step_exchanges(make_setup(make_config(records, devices=devices, **values)))
+    return step_exchanges(make_config(records, devices=devices, **values))
 
 
 @functools.cache
 def compiled(records, devices: int) -> str:
     """The compiled step as text; a test session compiles each once."""
     setup = make_setup(make_config(records, devices=devices))
-    return traced_step(setup).lower().compile().as_text()
+    return traced_step(setup.network, setup.config).lower().compile().as_text()
 
 
 def between_towers(all_: list[Exchange]) -> list[tuple[str, str]]:
@@ -234,5 +234,5 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     known = dict(sharded.COMPILER_OPTIONS["cpu"])
     monkeypatch.setitem(sharded.COMPILER_OPTIONS, "cpu", known | {"xla_no_such_option": True})
     sharded._known_options.cache_clear()
-    assert sharded._known_options("cpu") == known
+    assert sharded._known_options(jax.devices()[0]) == known
     sharded._known_options.cache_clear()

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import optim
 from alexnet_jax.benchmark.timing import in_turn
 from alexnet_jax.config import Config
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import is_prepared
-from alexnet_jax.model.towers import DATA
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import local_rows, put_batch
 from alexnet_jax.training.setup import Setup, make_setup
-from alexnet_jax.training.state import init_state, state_shapes
-from alexnet_jax.training.step import DeviceHyperparams, make_step, put_hyperparams
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import DeviceHyperparams, make_step, put_hyperparams, step_shapes
 
 IMAGES = 2048  # that are drawn where the config's records are not there
 
@@ -70,7 +69,7 @@ class Step:
         with closing(batches_of(self.setup)) as batches:
             self.batch = put_batch(self.setup.network.mesh, next(batches), c.batch)
         self.hyperparams, self.state = first_hyperparams(self.setup), init_state(self.setup)
-        self.compiled = traced_step(self.setup).lower().compile()
+        self.compiled = traced_step(self.setup.network, c).lower().compile()
 
     def run(self, count: int, next_batch: Callable[[], Any] | None = None) -> None:
         """So many steps: on what `next_batch` returns, or on the same batch again and again."""
@@ -85,19 +84,10 @@ class Step:
         jax.block_until_ready(self.state)
 
 
-def traced_step(setup: Setup) -> Any:
-    """The training step of a setup, as `jax.stages.Traced`. One image is read, nothing computed."""
-    c, network = setup.config, setup.network
-    with closing(train_batches(setup.train, c.data, batch=1, seed=0, rows=[(0, 1)])) as batches:
-        one = next(batches)
-    rows = network.shardings(P(DATA))
-    batch = {
-        name: jax.ShapeDtypeStruct((c.batch, *part.shape[1:]), part.dtype, sharding=rows)
-        for name, part in one.items()
-    }
+def traced_step(network: ShardedModel, c: Config) -> Any:
+    """The training step that `train` runs, as `jax.stages.Traced`. Nothing is placed or computed."""
     step = make_step(network, c.optim, c.data, batch=c.batch, seed=c.seed)
-    state = state_shapes(network, c.optim)
-    return step.trace(state, setup.normalization, batch, first_hyperparams(setup))
+    return step.trace(*step_shapes(network, c))
 
 
 def first_hyperparams(setup: Setup) -> DeviceHyperparams:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Int32, UInt8
 
@@ -68,6 +69,17 @@ def train_batches(
 
     steps = grain.MapDataset.range(sys.maxsize).seed(seed)
     return _read_ahead(steps.random_map(read)[first_step:], data.threads)
+
+
+def train_batch_shapes(data: Data, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the whole batches of `train_batches`; nothing is read."""
+    image = jax.ShapeDtypeStruct((batch, data.crop, data.crop, 3), np.uint8)
+    corner = jax.ShapeDtypeStruct((batch, 2), np.int32)
+    mirror = jax.ShapeDtypeStruct((batch,), np.bool_)
+    light = jax.ShapeDtypeStruct((batch, 3), np.float32)
+    number = jax.ShapeDtypeStruct((batch,), np.int32)
+    drawn = {"corner": corner, "mirror": mirror, "light": light}
+    return {"image": image, **drawn, "label": number, "row": number}
 
 
 def eval_batches(

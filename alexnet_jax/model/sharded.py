@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
@@ -86,23 +86,24 @@ class ShardedModel:
     def jit(self, function: Callable[..., Any], *, donate: int | None = None) -> Any:
         """`function`, compiled for the mesh's platform; argument `donate` gives up its memory."""
         donated = () if donate is None else (donate,)
-        options = _known_options(self.platform)
+        options = _known_options(self.mesh.local_devices[0])
         return jax.jit(function, donate_argnums=donated, compiler_options=options)
 
 
 @functools.cache
-def _known_options(platform: str) -> dict[str, str | bool]:
+def _known_options(device: jax.Device) -> dict[str, str | bool]:
     """Those of `COMPILER_OPTIONS` that XLA knows; an unknown one makes it raise an error."""
+    placed = SingleDeviceSharding(device)
 
     def known(name: str, value: str | bool) -> bool:
         try:
-            with jax.default_device(jax.local_devices(backend=platform)[0]):
-                jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            options = {name: value}
+            jax.jit(lambda: 0, out_shardings=placed, compiler_options=options).lower().compile()
         except (jax.errors.JaxRuntimeError, RuntimeError):
             return False
         return True
 
-    options = COMPILER_OPTIONS.get(platform, {})
+    options = COMPILER_OPTIONS.get(device.platform, {})
     return {name: value for name, value in options.items() if known(name, value)}
 
 

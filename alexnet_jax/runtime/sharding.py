@@ -18,18 +18,19 @@ from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
 
 
-def make_mesh(devices: int, towers: int) -> Mesh:
+def make_mesh(devices: int, towers: int, among: Sequence[jax.Device] | None = None) -> Mesh:
     """The ('data', 'tower') mesh of the first `devices` devices; a pair's towers are neighbours.
 
     Args:
       devices: how many.
       towers: 2 if two towers lie on devices of their own (unless there is only one device), else 1.
+      among: the devices to choose from; None: those that JAX has found.
 
     Raises:
       UserError: there are fewer devices, or two towers cannot share an odd number of them; or there
         are several processes, and the devices are not all that they have.
     """
-    found = jax.devices()
+    found = list(among or jax.devices())
     if distributed.process_count() > 1:
         if devices != len(found):
             raise UserError(

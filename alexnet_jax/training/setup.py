@@ -1,5 +1,6 @@
 """What every job begins with: the records, and the network on its devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +46,17 @@ class Setup:
     evaluator: Evaluator
 
 
-def make_network(c: config.Config) -> ShardedModel:
-    """The config's network on the config's devices. No parameters are made yet.
+def make_network(c: config.Config, devices: Sequence[jax.Device] | None = None) -> ShardedModel:
+    """The config's network on the config's devices. Nothing is placed on them yet.
+
+    Args:
+      c: the config.
+      devices: the devices to choose from; None: those that JAX has found.
 
     Raises:
       UserError: there are not enough devices, or the towers or the batches cannot share them.
     """
-    mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1)
+    mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1, devices)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
 

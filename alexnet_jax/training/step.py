@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config, optim
 from alexnet_jax.data import augment
+from alexnet_jax.data.pipeline import train_batch_shapes
 from alexnet_jax.model.ops import DropoutKey
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA
@@ -68,6 +70,29 @@ def make_step(
     rows = network.spec(DATA)
     mapped = network.shard_map(step, (specs, P(), rows, P()), (specs, rows))
     return network.jit(mapped, donate=0)
+
+
+def step_shapes(network: ShardedModel, c: config.Config) -> tuple[Any, ...]:
+    """The arguments of the config's step as ShapeDtypeStructs with shardings: all that `lower`
+    and `trace` need, also for devices on which nothing can be placed."""
+
+    def placed(tree: Any, spec: P) -> Any:
+        sharding = network.shardings(spec)
+        return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), tree)
+
+    number, size = jax.ShapeDtypeStruct((), jnp.float32), c.data.size
+    normalization = {
+        "mean": jax.ShapeDtypeStruct((size, size, 3), jnp.float32),
+        "components": jax.ShapeDtypeStruct((3, 3), jnp.float32),
+    }
+    hyperparams = optim.make_policy(c.policy).hyperparams(0)
+    rates = jax.tree.map(lambda _: number, hyperparams.rates(c.optim, network.shapes))
+    return (
+        state_shapes(network, c.optim),
+        placed(normalization, P()),
+        placed(train_batch_shapes(c.data, c.batch), P(DATA)),
+        placed(DeviceHyperparams(rates, number), P()),
+    )
 
 
 def training_input(
