@@ -85,7 +85,7 @@ class Step:
 
 
 def traced_step(network: ShardedModel, c: Config) -> Any:
-    """The training step that `train` runs, as `jax.stages.Traced`. Nothing is placed or computed."""
+    """The training step that `train` runs, as `jax.stages.Traced`; nothing is placed or run."""
     step = make_step(network, c.optim, c.data, batch=c.batch, seed=c.seed)
     return step.trace(*step_shapes(network, c))
 
