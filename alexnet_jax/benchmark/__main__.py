@@ -64,8 +64,8 @@ def _run(arguments: Sequence[str]) -> None:
     file, c = cli.output(JSON), cli.given_config(CONFIG)
     batches, devices = _numbers(BATCH, c.batch), _numbers(DEVICES, c.devices)
     dtypes = _dtypes(c.dtype)
-    if section == "program":  # nothing runs, so no GPU is looked for
-        jax.config.update("jax_platforms", "cpu")
+    if section == "program":
+        gpu_program.configure()
     host.configure_jax(max(devices), deterministic=c.deterministic)
     with tempfile.TemporaryDirectory(prefix="alexnet-jax-benchmark-") as folder:
         scratch = Path(folder)

@@ -15,7 +15,6 @@ class Kernel(NamedTuple):
     """A kernel, or a call of a library."""
 
     name: str  # of its instruction: 'loop_add_fusion.6'
-    function: str  # its name in the GPU's code: 'loop_add_fusion_6'
     kind: str  # 'convolution', 'product', 'fusion', or what the instruction is: 'copy', ...
     layer: str  # 'conv1', ...; '' if it belongs to none
     direction: str  # 'forward', 'backward'; '' outside of both: input, update
@@ -164,10 +163,8 @@ def _kernel(
         products = [(one, beside)]
     flop = sum(_flop(product, among) for product, among in products)
     dtype = _arrays(beside[one.operands[0]].shape)[0][0] if flop else ""
-    name = one.attribute(r'deduplicated_name="([^"]*)"') or one.name
     return Kernel(
         one.name,
-        re.sub(r"\W", "_", name),
         _kind(one),
         _layer(one, inside, layers),
         _direction(one.scope),
