@@ -56,7 +56,7 @@ class Instruction(NamedTuple):
         return self.attribute(r'custom_call_target="([^"]*)"')
 
 
-Computation = Mapping[str, Instruction]
+Computation = dict[str, Instruction]
 """Instructions by name, in order."""
 
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -82,7 +82,7 @@ def kernels(text: str, layers: Collection[str]) -> list[Kernel]:
       text: of the compiled program, as `jax.stages.Compiled.as_text` gives it.
       layers: the names of the layers, which stand in the scopes.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     return list(_walk(entry, 1, computations, layers))
 
 
@@ -96,9 +96,9 @@ def _arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
     return [(dtype, tuple(map(int, axes))) for dtype, axes in found if dtype in _BYTES]
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+def parse(text: str) -> tuple[dict[str, Computation], str]:
     """The computations by name, and the name of the one that is run."""
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, Computation] = {}
     entry, current = "", ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -168,7 +168,7 @@ def _kernel(
         _kind(one),
         _layer(one, inside, layers),
         _direction(one.scope),
-        sum(_read(one, i, beside, inside) for i in range(len(one.operands))),
+        _bytes_read(one, beside, inside),
         _written(one, beside, inside),
         flop,
         dtype,
@@ -201,35 +201,36 @@ def _direction(scope: str) -> str:
     return "forward" if "jvp(" in scope else ""
 
 
-def _read(one: Instruction, i: int, beside: Computation, inside: Computation) -> int:
-    """Bytes that are read of operand `i`."""
-    whole = sum(sizes(beside[one.operands[i]].shape))
-    parameter = next(
-        (p.name for p in inside.values() if p.opcode == "parameter" and p.operands == (str(i),)),
-        None,
-    )
-    if parameter is None:
-        return whole
-    share = _used(parameter, inside)
-    return math.ceil(whole * share)
+def _bytes_read(one: Instruction, beside: Computation, inside: Computation) -> int:
+    """Of a fusion's operands only what its parts need counts; of others' all."""
+    whole = [sum(sizes(beside[name].shape)) for name in one.operands]
+    needed = _needed(inside)
+    shares = {
+        int(part.operands[0]): needed[part.name]
+        for part in inside.values()
+        if part.opcode == "parameter"
+    }
+    return sum(math.ceil(size * shares.get(i, 1.0)) for i, size in enumerate(whole))
 
 
-def _used(name: str, inside: Computation) -> float:
-    """The share of an instruction's values that a fusion needs, at most 1."""
-    values = _count(inside[name])
-    needed = 0.0
-    for user in inside.values():
-        if name not in user.operands:
-            continue
-        if user.opcode in _SLICES and user.operands[0] == name:
-            needed += _count(user)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            continue  # written in place
-        elif user.opcode in _ONE_TO_ONE and not user.root and _count(user) == values:
-            needed += values * _used(user.name, inside)
-        else:
-            needed += values
-    return min(1.0, needed / values) if values else 0.0
+def _needed(inside: Computation) -> dict[str, float]:
+    """The share of each part's values that a fusion needs for its result, at most 1.
+
+    What several others need of a part is added up, as if they never needed the same values.
+    """
+    shares = {part.name: float(part.root) for part in inside.values()}
+    for part in reversed(inside.values()):
+        own = shares[part.name] = min(1.0, shares[part.name])
+        for i, name in enumerate(part.operands):
+            if name not in shares or name in part.operands[:i]:
+                continue
+            if part.opcode in _SLICES and i == 0:
+                shares[name] += own * _count(part) / _count(inside[name])
+            elif part.opcode in _ONE_TO_ONE:
+                shares[name] += own
+            elif (part.opcode, i) != ("dynamic-update-slice", 0):  # that is written in place
+                shares[name] += 1.0
+    return shares
 
 
 def _count(one: Instruction) -> int:

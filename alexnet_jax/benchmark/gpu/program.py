@@ -27,6 +27,7 @@ from alexnet_jax.benchmark.gpu.targets import (
     target_devices,
 )
 from alexnet_jax.config import Config
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import markdown_table
 from alexnet_jax.training.setup import make_network
@@ -95,10 +96,7 @@ def measure_case(name: str, c: Config, dump: Path) -> Row:
       UserError: the step does not fit the target's memory, or the devices cannot share it.
     """
     target = TARGETS[name]
-    with _no_cache():
-        network = make_network(c, target_devices(target, c.devices))
-        traced = traced_step(network, c)
-        compiled = traced.lower().compile(compiler_options=OPTIONS | {"xla_dump_to": str(dump)})
+    network, traced, compiled = compile_step(target, c, dump)
     peak = _peak(compiled.memory_analysis())
     if peak > target.memory:
         raise UserError(
@@ -113,6 +111,15 @@ def measure_case(name: str, c: Config, dump: Path) -> Row:
     row |= {"exchanged_megabytes": sum(one.sent for one in sent) / 1e6}
     row |= {"exchanges": [_exchange(one, c.model.names) for one in sent]}
     return row | {"largest": _largest(found), "layers": list(_by_layer(found, c.model.names))}
+
+
+def compile_step(target: Target, c: Config, dump: Path) -> tuple[ShardedModel, Any, Any]:
+    """The network, and the step that `train` runs as `jax.stages.Traced` and `Compiled`."""
+    with _no_cache():
+        network = make_network(c, target_devices(target, c.devices))
+        traced = traced_step(network, c)
+        options = OPTIONS | {"xla_dump_to": str(dump)}
+        return network, traced, traced.lower().compile(compiler_options=options)
 
 
 @contextmanager
