@@ -20,6 +20,7 @@ from alexnet_jax.model.ops.places import (
     LARGEST,
     NOWHERE,
     Cells,
+    Places,
     Pooling,
     at_place,
     first_maximum,
@@ -115,6 +116,9 @@ def _fused(operations: list[Operation], x: Maps) -> _Fused | None:
     return None
 
 
+Saved = tuple[Maps, Places, list[jax.Array]]
+"""LRN's input, the places of the maxima and, of each maximum, two numbers of LRN within maps."""
+
 # The passes are kept apart by barriers: else XLA puts some of them together and writes float32 in
 # between. 40% of the bytes of `chain_definition` in bfloat16 (docs/performance.md). On a CPU the
 # whole step takes 1.1 to 1.35 of the time, so a CPU has the definition.
@@ -126,33 +130,21 @@ def _few_passes(x: Maps, c: _Fused, form: Form) -> Maps:
     return _forward(x, c, form)[0]
 
 
-def _forward(x: Maps, c: _Fused, form: Form) -> tuple[Maps, tuple[Any, ...]]:
+def _forward(x: Maps, c: _Fused, form: Form) -> tuple[Maps, Saved]:
     p = _pooling(x, c)
     a = jnp.maximum(x, 0) if c.relu_first else x
     if c.within:
-        values = _normalized_within(_barrier(lrn(a, c.lrn)), c.within, p)
+        values = _normalized_within(_barrier(_lrn(a, c.lrn)), c.within, p)
     elif form == "two passes":
-        y = _barrier(lrn(a, c.lrn))
+        y = _barrier(_lrn(a, c.lrn))
         values = [(at_place(y, *place, p),) for place in p.places]
-    else:
-        values = _normalized(a, c.lrn, p)
+    else:  # LRN once for each window that a pixel lies in, but no pass of its own
+        values = [(_lrn(at_place(a, *place, p), c.lrn),) for place in p.places]
     best, place, others = first_maximum(values, p)
     if c.relu_last:
         best, place = jnp.maximum(best, 0), jnp.where(best > 0, place, jnp.uint8(NOWHERE))
     best, place, *others = _barrier(best, place, *[one.astype(x.dtype) for one in others])
     return best, (a, place, others)
-
-
-def _normalized(a: Maps, f: Formula, p: Pooling) -> list[tuple[jax.Array, ...]]:
-    """LRN for each place in a window, from views: no pass of its own, but once for each window."""
-    before, after = f.size // 2, (f.size - 1) // 2
-    near = _near_maps(a, before, after)
-    values = []
-    for place in p.places:
-        x = [at_place(one, *place, p).astype(_precise(a)) for one in near]
-        base = f.k + f.alpha * _sum(jnp.square(one) for one in x)
-        values.append(((x[before] * power(base, f.beta)).astype(a.dtype),))
-    return values
 
 
 def _normalized_within(y: Maps, f: Formula, p: Pooling) -> list[tuple[jax.Array, ...]]:
@@ -171,7 +163,7 @@ def _normalized_within(y: Maps, f: Formula, p: Pooling) -> list[tuple[jax.Array,
         for row in reach[1]
         for column in range(p.window)
     }
-    values = []
+    values: list[tuple[jax.Array, ...]] = []
     for row, column in p.places:
         base = f.k + f.alpha * _sum(rows[row + by, column] for by in reach[0])
         factor = power(base, f.beta)
@@ -180,44 +172,64 @@ def _normalized_within(y: Maps, f: Formula, p: Pooling) -> list[tuple[jax.Array,
     return values
 
 
-def _backward(c: _Fused, form: Form, saved: tuple[Any, ...], gradient: Maps) -> tuple[Maps]:
+def _backward(c: _Fused, form: Form, saved: Saved, gradient: Maps) -> tuple[Maps]:
     del form
-    a, place, others = saved
-    a, place, gradient = _barrier(a, place, gradient)
-    p, f = _pooling(a, c), c.lrn
-    x = to_cells(a, p)
-    if c.within:
-        factor, ratio = _barrier(*others)
-        direct, through = _barrier(gradient * factor, gradient * ratio)
-        inner = to_maxima(place, direct, p)
-        before, after = (c.within.size - 1) // 2, c.within.size // 2
-        near = near_maxima(place, through, p, before, after)
-        scale = 2 * c.within.alpha * c.within.beta
-        for one in p.in_cell:
-            y = (x[one].astype(_precise(a)) * power(_base(x[one], f), f.beta)).astype(a.dtype)
-            inner[one] = inner[one] - scale * y.astype(_precise(a)) * near[one]
-        own, of_maps, a = _barrier(_as(a, inner), _as(a, _ratios(x, inner, f)), a)
-    else:
-        inner = to_maxima(place, gradient, p)
-        of_maps, a, place, gradient = _barrier(_as(a, _ratios(x, inner, f)), a, place, gradient)
-        own = to_maxima(place, gradient, p)
-    x = to_cells(a, p)
-    parts = {}
-    before, after = (f.size - 1) // 2, f.size // 2
-    for one in p.in_cell:
-        v = x[one].astype(_precise(a))
-        near = _near_maps(of_maps[one], before, after)
-        sums = _sum(one.astype(v.dtype) for one in near)
-        base = _base(x[one], f)
-        d = own[one] * power(base, f.beta) - 2 * f.alpha * f.beta * v * sums
-        parts[one] = jnp.where(v > 0, d, 0) if c.relu_first else d
+    p = _pooling(saved[0], c)
+    own, of_maps, a = (_through_within if c.within else _through_pooling)(c, p, saved, gradient)
+    parts = _through_lrn(to_cells(a, p), own, of_maps, c.lrn)
+    if c.relu_first:
+        parts = {one: jnp.where(x > 0, parts[one], 0) for one, x in to_cells(a, p).items()}
     return (from_cells(_barrier(_as(a, parts)), p),)
+
+
+def _through_pooling(
+    c: _Fused, p: Pooling, saved: Saved, gradient: Maps
+) -> tuple[Cells, Cells, Maps]:
+    """The gradient of LRN's output, what LRN's neighbouring maps need of it, and LRN's input.
+
+    The first is computed again for the last pass: that is cheaper than to write and read it.
+    """
+    a, place, gradient = _barrier(*saved[:2], gradient)
+    of_maps = _of_maps(to_cells(a, p), to_maxima(place, gradient, p), c.lrn)
+    of_maps, a, place, gradient = _barrier(_as(a, of_maps), a, place, gradient)
+    return to_maxima(place, gradient, p), of_maps, a
+
+
+def _through_within(
+    c: _Fused, p: Pooling, saved: Saved, gradient: Maps
+) -> tuple[Cells, Cells, Maps]:
+    """As `_through_pooling`, with LRN within maps before the pooling.
+
+    Its gradient needs no sums over all places: it is not zero only where maxima were.
+    """
+    a, place, (factor, ratio), gradient = _barrier(*saved, gradient)
+    direct, through = _barrier(gradient * factor, gradient * ratio)
+    own, x = to_maxima(place, direct, p), to_cells(a, p)
+    assert c.within is not None
+    near = near_maxima(place, through, p, (c.within.size - 1) // 2, c.within.size // 2)
+    for one in p.in_cell:
+        y = _lrn(x[one], c.lrn).astype(_precise(a))
+        own[one] -= 2 * c.within.alpha * c.within.beta * y * near[one]
+    return _barrier(_as(a, own), _as(a, _of_maps(x, own, c.lrn)), a)
+
+
+def _through_lrn(x: Cells, gradient: Cells, of_maps: Cells, f: Formula) -> Cells:
+    """The gradient of LRN's input."""
+
+    def through(x: jax.Array, gradient: jax.Array, of_maps: jax.Array) -> jax.Array:
+        precise = _precise(x)
+        near = _near_maps(of_maps, (f.size - 1) // 2, f.size // 2)
+        sums = _sum(one.astype(precise) for one in near)
+        direct = gradient.astype(precise) * power(_base(x, f), f.beta)
+        return direct - 2 * f.alpha * f.beta * x.astype(precise) * sums
+
+    return {one: through(x[one], gradient[one], of_maps[one]) for one in x}
 
 
 _few_passes.defvjp(_forward, _backward)
 
 
-def _ratios(x: Cells, gradient: Cells, f: Formula) -> Cells:
+def _of_maps(x: Cells, gradient: Cells, f: Formula) -> Cells:
     """What the neighbouring maps need of each: gradient * x * base ** -(beta + 1)."""
 
     def ratio(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -229,6 +241,11 @@ def _ratios(x: Cells, gradient: Cells, f: Formula) -> Cells:
         return gradient * v * base ** -(f.beta + 1)
 
     return {one: ratio(x[one], gradient[one]) for one in x}
+
+
+def _lrn(x: jax.Array, f: Formula) -> jax.Array:
+    """The same as `lrn`, from views of `x`."""
+    return (x.astype(_precise(x)) * power(_base(x, f), f.beta)).astype(x.dtype)
 
 
 def _base(x: jax.Array, f: Formula) -> jax.Array:

@@ -7,8 +7,7 @@ for each place in a cell: {(0, 0): [b, n, m, maps], (0, 1): ...}.
 """
 
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +35,25 @@ class Pooling(NamedTuple):
     @property
     def outputs(self) -> tuple[int, int]:
         """Rows and columns of windows."""
-        return tuple((side - self.window) // self.stride + 1 for side in self[2:])
+        return self._outputs(self.height), self._outputs(self.width)
+
+    def _outputs(self, side: int) -> int:
+        return (side - self.window) // self.stride + 1
 
     @property
     def cells(self) -> tuple[int, int]:
         """Rows and columns of cells; the last ones may hang over the far edges."""
-        return tuple(-(-side // self.stride) for side in self[2:])
+        return -(-self.height // self.stride), -(-self.width // self.stride)
 
     @property
-    def places(self) -> Iterator[tuple[int, int]]:
+    def places(self) -> list[tuple[int, int]]:
         """The places in a window, in reading order."""
-        return itertools.product(range(self.window), repeat=2)
+        return list(itertools.product(range(self.window), range(self.window)))
 
     @property
     def in_cell(self) -> list[tuple[int, int]]:
         """The places in a cell."""
-        return list(itertools.product(range(self.stride), repeat=2))
+        return list(itertools.product(range(self.stride), range(self.stride)))
 
 
 def at_place(x: jax.Array, row: int, column: int, p: Pooling) -> jax.Array:
@@ -71,7 +73,7 @@ def first_maximum(
     """
     best, *others = values[0]
     place = jnp.full(best.shape, 1 | 16, jnp.uint8)
-    for (row, column), (value, *more) in list(zip(p.places, values, strict=True))[1:]:
+    for (row, column), (value, *more) in zip(p.places[1:], values[1:], strict=True):
         here = jnp.uint8(1 << row | 16 << column)
         new = value > best
         best, place = jnp.maximum(best, value), jnp.where(new, here, place)
@@ -81,7 +83,6 @@ def first_maximum(
 
 def to_maxima(place: Places, values: Maps, p: Pooling) -> Cells:
     """The gradient of the maxima: for each pixel the sum of the `values` whose maximum it is."""
-    precise = jnp.promote_types(values.dtype, jnp.float32)
     sums: Cells = {}
     for up, left in itertools.product(range(-(-p.window // p.stride)), repeat=2):
         places, v = _moved(place, up, left, p, NOWHERE), _moved(values, up, left, p)
@@ -89,10 +90,9 @@ def to_maxima(place: Places, values: Maps, p: Pooling) -> Cells:
             row, column = of_cell[0] + p.stride * up, of_cell[1] + p.stride * left
             if max(row, column) < p.window:
                 is_it = places == jnp.uint8(1 << row | 16 << column)
-                part = jnp.where(is_it, v.astype(precise), 0)
+                part = jnp.where(is_it, v.astype(_precise(v)), 0)
                 sums[of_cell] = sums[of_cell] + part if of_cell in sums else part
-    zeros = jnp.zeros((len(values), *p.cells, values.shape[-1]), precise)
-    return {of_cell: sums.get(of_cell, zeros) for of_cell in p.in_cell}
+    return _completed(sums, values, p)
 
 
 def near_maxima(place: Places, values: Maps, p: Pooling, before: int, after: int) -> Cells:
@@ -100,12 +100,11 @@ def near_maxima(place: Places, values: Maps, p: Pooling, before: int, after: int
 
     The same as sums over windows of `to_maxima`, but of few values: a value for each window.
     """
-    precise = jnp.promote_types(values.dtype, jnp.float32)
     sums: Cells = {}
     first, last = -((after + p.stride - 1) // p.stride), (p.window - 1 + before) // p.stride
     for up, left in itertools.product(range(first, last + 1), repeat=2):
         places, v = _moved(place, up, left, p, NOWHERE), _moved(values, up, left, p)
-        v = v.astype(precise)
+        v = v.astype(_precise(v))
         for of_cell in p.in_cell:
             near = [
                 [i for i in range(p.window) if -before <= i - p.stride * by - own <= after]
@@ -116,7 +115,7 @@ def near_maxima(place: Places, values: Maps, p: Pooling, before: int, after: int
                 everywhere = len(near[0]) == len(near[1]) == p.window
                 part = v if everywhere else jnp.where(places & jnp.uint8(~bits & 255) == 0, v, 0)
                 sums[of_cell] = sums[of_cell] + part if of_cell in sums else part
-    return sums
+    return _completed(sums, values, p)
 
 
 def to_cells(x: Maps, p: Pooling) -> Cells:
@@ -133,6 +132,16 @@ def from_cells(parts: Cells, p: Pooling) -> Maps:
     rows = [jnp.stack([parts[row, column] for column in range(step)], 3) for row in range(step)]
     batch, *_, maps = parts[0, 0].shape
     return jnp.stack(rows, 2).reshape(batch, n * step, m * step, maps)[:, : p.height, : p.width]
+
+
+def _completed(sums: Cells, values: Maps, p: Pooling) -> Cells:
+    """`sums`, with zeros for the places in a cell that no window covers."""
+    shape, dtype = (len(values), *p.cells, values.shape[-1]), _precise(values)
+    return {place: sums.get(place, jnp.zeros(shape, dtype)) for place in p.in_cell}
+
+
+def _precise(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _moved(x: jax.Array, up: int, left: int, p: Pooling, fill: int = 0) -> jax.Array:

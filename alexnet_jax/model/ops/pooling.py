@@ -7,6 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from alexnet_jax.model.ops.places import (
+    LARGEST,
+    Pooling,
+    at_place,
+    first_maximum,
+    from_cells,
+    to_maxima,
+)
 from alexnet_jax.model.ops.platform import platform
 from alexnet_jax.model.ops.windows import Maps, sum_of_views, window_views
 
@@ -17,6 +25,8 @@ def max_pool(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
     Of equal values the first in reading order is the maximum, and only it gets the gradient.
     """
     with jax.named_scope("pool"):
+        if platform() == "gpu" and window <= LARGEST:
+            return _max_by_place(x, window, stride)
         if not platform():
             return max_pool_definition(x, window, stride)
         return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
@@ -57,6 +67,36 @@ def _max_along_backward(
 
 
 _max_along.defvjp(_max_along_forward, _max_along_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_by_place(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """On a GPU: the gradient needs a byte for each maximum, and `x` no more.
+
+    0.15 GB less in a step of the whole network at batch 1024, for conv5 alone (compiled for an
+    H200).
+    """
+    return _max_by_place_forward(x, window, stride)[0]
+
+
+def _max_by_place_forward(
+    x: jax.Array, window: int, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    p = Pooling(window, stride, *x.shape[1:3])
+    highest, place, _ = first_maximum([(at_place(x, *one, p),) for one in p.places], p)
+    return highest, (place, x[:0])  # none of x, but its shape
+
+
+def _max_by_place_backward(
+    window: int, stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    place, like = saved
+    p = Pooling(window, stride, *like.shape[1:3])
+    parts = to_maxima(place, gradient, p)
+    return (from_cells(jax.tree.map(lambda one: one.astype(gradient.dtype), parts), p),)
+
+
+_max_by_place.defvjp(_max_by_place_forward, _max_by_place_backward)
 
 
 # --- pooling of the CIFAR-10 nets ----------------------------------------------------------------
