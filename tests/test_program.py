@@ -1,7 +1,11 @@
 """`benchmark program`: what is read from a compiled program, and the bars of the real step."""
 
 import json
+import os
+import subprocess
+import sys
 
+import jax
 import pytest
 
 from alexnet_jax import config
@@ -252,6 +256,31 @@ def test_without_the_extra_a_line_names_it(monkeypatch):
     monkeypatch.setattr(program.importlib.metadata, "version", lambda _: "0.9.9")
     with pytest.raises(UserError, match=r"jax-cuda13-plugin is 0\.9\.9, but jax is"):
         program.require_compiler()
+    monkeypatch.setattr(program.importlib.metadata, "version", lambda _: jax.__version__)
+    monkeypatch.setattr(program, "TOOLS", ("no-such-tool",))
+    with pytest.raises(UserError, match=r"no-such-tool is missing.*\[gpu-program\]"):
+        program.require_compiler()
+
+
+NEW_PROCESS = """
+import logging, pathlib, sys
+pathlib.Path.glob = lambda *_: iter(sys.argv[1:])  # the GPUs in /dev
+from alexnet_jax.runtime import host
+host.configure_jax(1)
+for name in ("xla_cuda13", "xla_other"):
+    logging.getLogger("jax._src.xla_bridge").error("when calling %s.initialize()", name)
+"""
+
+
+@pytest.mark.parametrize(("gpus", "heard"), [((), False), (("/dev/nvidia0",), True)])
+def test_cuda_that_cannot_start_is_an_error_only_with_a_gpu(gpus, heard):
+    """The compiler alone, without CUDA's libraries, is no installation that failed."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    line = [sys.executable, "-c", NEW_PROCESS, *gpus]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert ("xla_cuda13" in done.stderr) == heard
+    assert "xla_other" in done.stderr
+    assert ("Traceback" in done.stderr) <= heard
 
 
 def test_images_per_second_are_called_bounds():

@@ -56,7 +56,7 @@ def read_code(dump: Path) -> dict[str, Code]:
     """The kernels that XLA has written to its dump as PTX, by name, assembled and counted.
 
     Raises:
-      UserError: there are none; or NVIDIA's assembler or disassembler is missing or fails.
+      UserError: there are none; or NVIDIA's assembler or disassembler fails.
     """
     files = [file for file in sorted(dump.glob("*.ptx")) if file.stat().st_size]
     if not files:
@@ -76,16 +76,21 @@ def read_code(dump: Path) -> dict[str, Code]:
     }
 
 
-def _run(tool: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A program of NVIDIA's wheels."""
+def tool(name: str) -> Path:
+    """A program of NVIDIA's packages. Raises UserError if it is missing."""
     spec = importlib.util.find_spec("nvidia.cu13") if importlib.util.find_spec("nvidia") else None
     folders = list(spec.submodule_search_locations or []) if spec else []
-    path = next((p for folder in folders if (p := Path(folder, "bin", tool)).is_file()), None)
-    if path is None:
-        raise UserError(f"program: {tool} is missing; {EXTRA}")
-    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, check=False)
+    for folder in folders:
+        if (path := Path(folder, "bin", name)).is_file():
+            return path
+    raise UserError(f"program: {name} is missing; {EXTRA}")
+
+
+def _run(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    line = [str(tool(name)), *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"program: {tool} failed: {done.stderr.strip()[-300:]}")
+        raise UserError(f"program: {name} failed: {done.stderr.strip()[-300:]}")
     return done
 
 

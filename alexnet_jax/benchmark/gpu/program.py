@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from alexnet_jax.benchmark.bench import Bench, Row, case, traced_step
 from alexnet_jax.benchmark.exchanges import Exchange, exchanges
-from alexnet_jax.benchmark.gpu.instructions import EXTRA, Code, launches, read_code
+from alexnet_jax.benchmark.gpu.instructions import EXTRA, Code, launches, read_code, tool
 from alexnet_jax.benchmark.gpu.kernels import Kernel, kernels
 from alexnet_jax.benchmark.gpu.targets import (
     BANDWIDTH_SHARE,
@@ -33,6 +33,7 @@ from alexnet_jax.runtime.terminal import markdown_table
 from alexnet_jax.training.setup import make_network
 
 LAUNCH = 2.5e-6  # seconds that the smallest kernel takes in a row of others: an assumption
+TOOLS = ("ptxas", "nvdisasm")  # NVIDIA's assembler, which XLA needs, too, and disassembler
 LARGEST = 10  # kernels in the list of the largest
 
 OPTIONS: dict[str, str | bool] = {
@@ -77,16 +78,18 @@ def measure(bench: Bench, targets: Sequence[str]) -> list[Row]:
 
 def require_compiler() -> None:
     """Raises UserError unless XLA's compiler for NVIDIA GPUs is there, of JAX's own version."""
-    for package in ("jax-cuda13-plugin", "jax-cuda13-pjrt"):
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"program: the package {package} is missing; {EXTRA}") from None
-        if found != jax.__version__:
-            raise UserError(
-                f"program: {package} is {found}, but jax is {jax.__version__}; "
-                f'run pip install "{package}=={jax.__version__}"'
-            )
+    package = "jax-cuda13-plugin"
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"program: the package {package} is missing; {EXTRA}") from None
+    if found != jax.__version__:
+        raise UserError(
+            f"program: {package} is {found}, but jax is {jax.__version__}; "
+            f'run pip install "{package}=={jax.__version__}"'
+        )
+    for name in TOOLS:
+        tool(name)
 
 
 def measure_case(name: str, c: Config, dump: Path) -> Row:
