@@ -75,7 +75,7 @@ class ShardedModel:
         computes in: here, before they get another dtype, they become each row's own.
         """
         if DATA in jax.sharding.get_abstract_mesh().manual_axes and self.mesh.shape[DATA] > 1:
-            params = jax.tree.map(lambda leaf: lax.pcast(leaf, DATA, to="varying"), params)
+            params = {layer: _of_each_row(layer, own) for layer, own in params.items()}
         state = jax.tree.map(lambda leaf: leaf, self._state)  # a copy, which is filled below
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
@@ -97,6 +97,11 @@ class ShardedModel:
         donated = () if donate is None else (donate,)
         options = _known_options(self.mesh.local_devices[0])
         return jax.jit(function, donate_argnums=donated, compiler_options=options)
+
+
+def _of_each_row(layer: str, params: Any) -> Any:
+    with jax.named_scope(layer):
+        return jax.tree.map(lambda leaf: lax.pcast(leaf, DATA, to="varying"), params)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from alexnet_jax.config import Formula
 from alexnet_jax.model.ops.normalization import lrn, lrn_within, power
@@ -32,7 +33,7 @@ from alexnet_jax.model.ops.places import (
 from alexnet_jax.model.ops.platform import platform
 from alexnet_jax.model.ops.pooling import max_pool
 from alexnet_jax.model.ops.relu import relu
-from alexnet_jax.model.ops.windows import Maps
+from alexnet_jax.model.ops.windows import Maps, Pooled
 
 Operation = Callable[[jax.Array], jax.Array]
 Form = Literal["definition", "one pass", "two passes"]
@@ -65,15 +66,17 @@ class MaxPool:
     window: int
     stride: int
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> Pooled:
         return max_pool(x, self.window, self.stride)
 
 
-def chain(x: Maps, *operations: Operation | None, form: Form | None = None) -> Maps:
+def chain(
+    x: Float[Array, "b ... units"], *operations: Operation | None, form: Form | None = None
+) -> Float[Array, "b ... units"]:
     """`operations` on `x` of one tower, one after the other; None stands for none.
 
     Args:
-      x: the output of a convolution.
+      x: the output of a layer, [b, h, w, maps] or [b, neurons].
       operations: for example relu, Lrn(formula), MaxPool(3, 2).
       form: how to compute them where more than one form fits; None: the platform's default.
     """
@@ -84,7 +87,7 @@ def chain(x: Maps, *operations: Operation | None, form: Form | None = None) -> M
     return _few_passes(x, fused, form or "one pass")
 
 
-def chain_definition(x: Maps, operations: list[Operation]) -> Maps:
+def chain_definition(x: jax.Array, operations: list[Operation]) -> jax.Array:
     """Each operation by itself."""
     for operation in operations:
         x = operation(x)
@@ -125,12 +128,12 @@ Saved = tuple[Maps, Places, list[jax.Array]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _few_passes(x: Maps, c: _Fused, form: Form) -> Maps:
+def _few_passes(x: Maps, c: _Fused, form: Form) -> Pooled:
     """`chain_definition`: forward in one or two passes, backward in three, after a convolution."""
     return _forward(x, c, form)[0]
 
 
-def _forward(x: Maps, c: _Fused, form: Form) -> tuple[Maps, Saved]:
+def _forward(x: Maps, c: _Fused, form: Form) -> tuple[Pooled, Saved]:
     p = _pooling(x, c)
     a = jnp.maximum(x, 0) if c.relu_first else x
     if c.within:
@@ -172,7 +175,7 @@ def _normalized_within(y: Maps, f: Formula, p: Pooling) -> list[tuple[jax.Array,
     return values
 
 
-def _backward(c: _Fused, form: Form, saved: Saved, gradient: Maps) -> tuple[Maps]:
+def _backward(c: _Fused, form: Form, saved: Saved, gradient: Pooled) -> tuple[Maps]:
     del form
     p = _pooling(saved[0], c)
     own, of_maps, a = (_through_within if c.within else _through_pooling)(c, p, saved, gradient)
@@ -183,7 +186,7 @@ def _backward(c: _Fused, form: Form, saved: Saved, gradient: Maps) -> tuple[Maps
 
 
 def _through_pooling(
-    c: _Fused, p: Pooling, saved: Saved, gradient: Maps
+    c: _Fused, p: Pooling, saved: Saved, gradient: Pooled
 ) -> tuple[Cells, Cells, Maps]:
     """The gradient of LRN's output, what LRN's neighbouring maps need of it, and LRN's input.
 
@@ -196,7 +199,7 @@ def _through_pooling(
 
 
 def _through_within(
-    c: _Fused, p: Pooling, saved: Saved, gradient: Maps
+    c: _Fused, p: Pooling, saved: Saved, gradient: Pooled
 ) -> tuple[Cells, Cells, Maps]:
     """As `_through_pooling`, with LRN within maps before the pooling.
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alexnet_jax.model.ops.platform import platform
-from alexnet_jax.model.ops.windows import Maps
+from alexnet_jax.model.ops.windows import Maps, Pooled
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros above and below, and left and right, of an image."""
@@ -17,9 +17,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 Kernel = Float[Array, "rows columns seen maps"]
 
 
-def convolve(
-    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1
-) -> Float[Array, "b h2 w2 maps"]:
+def convolve(x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1) -> Pooled:
     """The convolution of `x`, without a bias.
 
     Where `x` has as many maps as several kernels see, each group of maps has its share of kernels.
@@ -46,7 +44,7 @@ def conv_padding(side: int, window: int, stride: int) -> tuple[int, int]:
 
 def convolve_definition(
     x: Float[Array, "b h w seen"], kernel: Kernel, stride: int, padding: Padding
-) -> Float[Array, "b h2 w2 maps"]:
+) -> Pooled:
     """Each output is the sum of a window of `x` times a kernel."""
     return lax.conv_general_dilated(
         *(x, kernel, (stride, stride), padding),
@@ -56,9 +54,7 @@ def convolve_definition(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_pairs(
-    x: Float[Array, "b h w seen"], kernel: Kernel, padding: Padding
-) -> Float[Array, "b h2 w2 maps"]:
+def _convolve_pairs(x: Float[Array, "b h w seen"], kernel: Kernel, padding: Padding) -> Pooled:
     """`convolve_definition` with stride 1 for few colours, on a CPU: 0.6 to 0.7 of the time.
 
     With so few values in a window most of the time goes into fetching them. Here two neighbouring

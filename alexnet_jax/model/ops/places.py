@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, UInt8
 
-from alexnet_jax.model.ops.windows import Maps
+from alexnet_jax.model.ops.windows import Maps, Pooled
 
 Cells = dict[tuple[int, int], jax.Array]
 Places = UInt8[Array, "b h2 w2 maps"]
@@ -81,7 +81,7 @@ def first_maximum(
     return best, place, others
 
 
-def to_maxima(place: Places, values: Maps, p: Pooling) -> Cells:
+def to_maxima(place: Places, values: Pooled, p: Pooling) -> Cells:
     """The gradient of the maxima: for each pixel the sum of the `values` whose maximum it is."""
     sums: Cells = {}
     for up, left in itertools.product(range(-(-p.window // p.stride)), repeat=2):
@@ -95,7 +95,7 @@ def to_maxima(place: Places, values: Maps, p: Pooling) -> Cells:
     return _completed(sums, values, p)
 
 
-def near_maxima(place: Places, values: Maps, p: Pooling, before: int, after: int) -> Cells:
+def near_maxima(place: Places, values: Pooled, p: Pooling, before: int, after: int) -> Cells:
     """For each pixel the sum of the `values` of the maxima near: so far `before` or `after` it.
 
     The same as sums over windows of `to_maxima`, but of few values: a value for each window.
@@ -134,7 +134,7 @@ def from_cells(parts: Cells, p: Pooling) -> Maps:
     return jnp.stack(rows, 2).reshape(batch, n * step, m * step, maps)[:, : p.height, : p.width]
 
 
-def _completed(sums: Cells, values: Maps, p: Pooling) -> Cells:
+def _completed(sums: Cells, values: Pooled, p: Pooling) -> Cells:
     """`sums`, with zeros for the places in a cell that no window covers."""
     shape, dtype = (len(values), *p.cells, values.shape[-1]), _precise(values)
     return {place: sums.get(place, jnp.zeros(shape, dtype)) for place in p.in_cell}

@@ -5,7 +5,6 @@ from functools import partial, reduce
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from alexnet_jax.model.ops.places import (
     LARGEST,
@@ -16,10 +15,10 @@ from alexnet_jax.model.ops.places import (
     to_maxima,
 )
 from alexnet_jax.model.ops.platform import platform
-from alexnet_jax.model.ops.windows import Maps, sum_of_views, window_views
+from alexnet_jax.model.ops.windows import Maps, Pooled, sum_of_views, window_views
 
 
-def max_pool(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
+def max_pool(x: Maps, window: int, stride: int) -> Pooled:
     """The maxima of windows that lie wholly inside: h2 = (h - window) // stride + 1.
 
     Of equal values the first in reading order is the maximum, and only it gets the gradient.
@@ -32,7 +31,7 @@ def max_pool(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
         return _max_along(_max_along(x, 2, window, stride), 1, window, stride)
 
 
-def max_pool_definition(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
+def max_pool_definition(x: Maps, window: int, stride: int) -> Pooled:
     """The maximum of each window."""
     sides, strides = (1, window, window, 1), (1, stride, stride, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, "valid")
@@ -102,14 +101,14 @@ _max_by_place.defvjp(_max_by_place_forward, _max_by_place_backward)
 # --- pooling of the CIFAR-10 nets ----------------------------------------------------------------
 
 
-def max_pool_over_edges(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
+def max_pool_over_edges(x: Maps, window: int, stride: int) -> Pooled:
     """As `max_pool`, but the last windows may hang over the far edges, as in the 2012 code."""
     return max_pool(
         jnp.pad(x, _far_edges(x, window, stride), constant_values=-jnp.inf), window, stride
     )
 
 
-def average_pool_over_edges(x: Maps, window: int, stride: int) -> Float[Array, "b h2 w2 maps"]:
+def average_pool_over_edges(x: Maps, window: int, stride: int) -> Pooled:
     """Means over the windows of `max_pool_over_edges`; what lies outside does not count."""
 
     def total(x: jax.Array) -> jax.Array:

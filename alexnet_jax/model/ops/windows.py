@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "b h w maps"]
+Pooled = Float[Array, "b h2 w2 maps"]
 
 
 def window_views(x: jax.Array, axis: int, window: int, stride: int) -> list[jax.Array]:
