@@ -15,7 +15,7 @@ class Kernel(NamedTuple):
     """A kernel, or a call of a library."""
 
     name: str  # of its instruction: 'loop_add_fusion.6'
-    kind: str  # 'convolution', 'product', 'fusion', or what the instruction is: 'copy', ...
+    kind: str  # 'convolution', 'product', 'fusion', 'triton', or the instruction's: 'copy', ...
     layer: str  # 'conv1', ...; '' if it belongs to none
     direction: str  # 'forward', 'backward'; '' outside of both: input, update
     read: int  # bytes
@@ -177,7 +177,8 @@ def _kernel(
 
 
 def _kind(one: Instruction) -> str:
-    for part, kind in {"cudnn$conv": "convolution", "cublas": "product"}.items():
+    named = {"cudnn$conv": "convolution", "cublas": "product", "triton": "triton"}
+    for part, kind in named.items():
         if part in one.target:
             return kind
     opcode = {"dot": "product"}.get(one.opcode, one.opcode)
