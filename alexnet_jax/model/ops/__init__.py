@@ -6,7 +6,7 @@ what the fast forms below it are tested against. The platform is that of the mes
 program is compiled, so that no form that was made for a CPU comes into a GPU's program.
 """
 
-from alexnet_jax.model.ops.chain import Form, Lrn, LrnWithin, MaxPool, Operation, chain
+from alexnet_jax.model.ops.chain import Form, Lrn, LrnWithin, MaxPool, Operation, chain, chain_forms
 from alexnet_jax.model.ops.convolution import add_bias, conv_padding, convolve
 from alexnet_jax.model.ops.dropout import DropoutKey, dropout
 from alexnet_jax.model.ops.normalization import lrn, lrn_within
@@ -16,7 +16,7 @@ from alexnet_jax.model.ops.pooling import (
     max_pool,
     max_pool_over_edges,
 )
-from alexnet_jax.model.ops.relu import relu
+from alexnet_jax.model.ops.rectifier import relu
 
 __all__ = [
     "DropoutKey",
@@ -28,6 +28,7 @@ __all__ = [
     "add_bias",
     "average_pool_over_edges",
     "chain",
+    "chain_forms",
     "conv_padding",
     "convolve",
     "dropout",

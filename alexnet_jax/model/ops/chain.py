@@ -32,7 +32,7 @@ from alexnet_jax.model.ops.places import (
 )
 from alexnet_jax.model.ops.platform import platform
 from alexnet_jax.model.ops.pooling import max_pool
-from alexnet_jax.model.ops.relu import relu
+from alexnet_jax.model.ops.rectifier import relu
 from alexnet_jax.model.ops.windows import Maps, Pooled
 
 Operation = Callable[[jax.Array], jax.Array]
@@ -81,10 +81,21 @@ def chain(
       form: how to compute them where more than one form fits; None: the platform's default.
     """
     there = [one for one in operations if one is not None]
-    fused = _fused(there, x) if form != "definition" and (form or platform() == "gpu") else None
+    fused = _fused(there) if form != "definition" and (form or platform() == "gpu") else None
     if fused is None:
         return chain_definition(x, there)
     return _few_passes(x, fused, form or "one pass")
+
+
+def chain_forms(*operations: Operation) -> tuple[Form, ...]:
+    """The forms of `operations` that are different programs: a GPU's default, ..., the definition.
+
+    LRN within maps has its own pass in any case.
+    """
+    fused = _fused(list(operations))
+    if fused is None:
+        return ("definition",)
+    return ("one pass", "definition") if fused.within else ("one pass", "two passes", "definition")
 
 
 def chain_definition(x: jax.Array, operations: list[Operation]) -> jax.Array:
@@ -105,7 +116,7 @@ class _Fused:
     pool: MaxPool
 
 
-def _fused(operations: list[Operation], x: Maps) -> _Fused | None:
+def _fused(operations: list[Operation]) -> _Fused | None:
     """`operations` as one, if they are such a run of operations."""
     first, last = operations[:1] == [relu], operations[-2:-1] == [relu]
     inner = operations[first : len(operations) - 1 - last]

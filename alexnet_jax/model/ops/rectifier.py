@@ -10,11 +10,11 @@ from alexnet_jax.model.ops.platform import platform
 
 def relu(x: Float[Array, "*places units"]) -> Float[Array, "*places units"]:
     """max(0, x); its gradient is zero where x is."""
-    return _relu_by_output(x) if platform() == "gpu" else jax.nn.relu(x)
+    return relu_by_output(x) if platform() == "gpu" else jax.nn.relu(x)
 
 
 @jax.custom_vjp
-def _relu_by_output(x: jax.Array) -> jax.Array:
+def relu_by_output(x: jax.Array) -> jax.Array:
     """`jax.nn.relu`, whose gradient needs nothing but the output, which is kept anyway."""
     return jnp.maximum(x, 0)
 
@@ -29,4 +29,4 @@ def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(lax.optimization_barrier(y) > 0, gradient, 0),)
 
 
-_relu_by_output.defvjp(_relu_forward, _relu_backward)
+relu_by_output.defvjp(_relu_forward, _relu_backward)
