@@ -89,6 +89,15 @@ def test_conv1_at_exact_sizes_pads_nothing():
     assert ops.conv_padding(64, 11, 4) == (0, 3)
 
 
+@everywhere
+@pytest.mark.parametrize("shape", [(16, 16, 16, 3), (4096, 3)], ids=["maps", "neurons"])
+def test_the_gradient_of_a_bias_is_summed_in_float32(run, shape):
+    """4,096 equal numbers: bfloat16 has 256 steps between powers of two, so a sum would stop."""
+    bias, pull = jnp.zeros(3), jnp.full(shape, 2**-12, jnp.bfloat16)
+    _, back = jax.vjp(run(lambda b: ops.add_bias(jnp.zeros(shape, jnp.bfloat16), b)), bias)
+    np.testing.assert_array_equal(back(pull)[0], np.ones(3, np.float32))
+
+
 # --- local response normalisation -------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -95,9 +96,11 @@ def test_what_devices_exchange_has_its_bytes(records):
     assert backward == [4 * half for half in reversed(halves)]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("values", [{"devices": 4}, {"devices": 2, "towers_apart": False}])
-def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(records, values):
-    """As many numbers as there are parameters: none is summed before it has their size."""
+def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(records, values, dtype):
+    """As many float32 numbers as there are parameters: none is summed before it has their size."""
+    values = values | {"dtype": dtype}
     summed = sum(one.bytes for one in found(records, **values) if one.axes == (DATA,))
     network = make_network(make_config(records, **values))
     places = network.shardings(network.specs)
@@ -106,6 +109,23 @@ def test_between_rows_go_the_gradients_of_the_parameters_that_a_device_has(recor
         for leaf, place in zip(*map(jax.tree.leaves, (network.shapes, places)), strict=True)
     )
     assert summed == 4 * held
+
+
+def test_rows_of_devices_add_bfloat16_gradients_in_float32():
+    """2 x 2 devices whose rows have the gradients 256 and 1: in bfloat16 their sum would be 256."""
+    network = make_network(make_config(devices=4, dtype="bfloat16"))
+
+    def gradient(params, rows):
+        def loss(params):
+            kernel = network.bind(params).fc7.kernel[...].astype(jnp.bfloat16)
+            return (kernel * rows[0].astype(jnp.bfloat16)).sum()
+
+        return jax.grad(loss)(params)
+
+    specs = network.specs, network.spec(DATA)
+    step = network.jit(network.shard_map(gradient, specs, network.specs))
+    found = step(network.init(0), jnp.asarray([256.0, 1.0]))
+    np.testing.assert_array_equal(found["fc7"]["kernel"], 257.0)
 
 
 def test_nothing_crosses_on_one_device(records):
