@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from alexnet_jax import optim
 from alexnet_jax.benchmark.bench import traced_step
@@ -126,6 +127,32 @@ def test_rows_of_devices_add_bfloat16_gradients_in_float32():
     step = network.jit(network.shard_map(gradient, specs, network.specs))
     found = step(network.init(0), jnp.asarray([256.0, 1.0]))
     np.testing.assert_array_equal(found["fc7"]["kernel"], 257.0)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_no_sum_over_images_or_places_is_in_bfloat16(devices):
+    """A CPU would compute such a sum in float32 all the same; a GPU that can add bfloat16 does."""
+    c = make_config(devices=devices, dtype="bfloat16")
+    sums = [
+        eqn.invars[0].aval.dtype
+        for eqn in equations(traced_step(make_network(c), c).jaxpr.jaxpr)
+        if eqn.primitive.name in ("reduce_sum", "psum", "psum_invariant")
+    ]
+    assert len(sums) > len(LAYERS)  # the biases' at least
+    assert jnp.bfloat16 not in sums
+
+
+def equations(jaxpr):
+    """All equations of a program, those of inner programs too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program):
+            if is_program(inner):
+                yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def is_program(value) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
 def test_nothing_crosses_on_one_device(records):
