@@ -1,11 +1,14 @@
 """Feeding: the host places batches while the devices work, and waits for no number."""
 
+import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import train
+from alexnet_jax.benchmark import input_time
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime.signals import Stopped
 from alexnet_jax.train import fit
@@ -238,3 +242,60 @@ def test_batches_that_were_placed_ahead_come_again(trained, what, error, resumed
     assert len(second.batches) == STEPS - resumed
     for ours, theirs in zip(second.batches, whole.batches[resumed:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+# --- what the benchmark says of it --------------------------------------------------------------
+
+
+class LateBatch:
+    """Stands for an array that reaches its device 0.2 s after somebody waits for it."""
+
+    def block_until_ready(self):
+        time.sleep(0.2)
+        return self
+
+
+def read_slowly():
+    while True:
+        time.sleep(0.2)
+        yield {}
+
+
+@pytest.mark.parametrize(
+    ("batches", "waits"),
+    [
+        (repeat({}), False),
+        (repeat({"image": LateBatch()}), True),
+        (read_slowly(), True),
+    ],
+    ids=["in time", "late on the device", "late on the host"],
+)
+def test_the_benchmark_sees_a_device_that_waits_for_batches(monkeypatch, batches, waits):
+    monkeypatch.setattr(input_time, "SECONDS", 0.2)
+    row = input_time._wait(batches, read_seconds=0.0, steps=5)
+    assert row["stand-in step, ms"] == 20
+    assert (row["waits for the next, ms"] > 100) == waits
+
+
+def test_other_threads_do_not_count_where_decoding_alone_is_timed(records, monkeypatch):
+    """Those of the reader may still end their batches."""
+    monkeypatch.setattr(input_time, "SECONDS", 0.3)
+    setup, ended, data = make_setup(make_config(records)), threading.Event(), bytes(1 << 20)
+
+    def hash_until_ended():
+        while not ended.is_set():
+            hashlib.sha256(data)  # without Python's lock
+
+    alone, _ = input_time._decoding_rates(setup)
+    with ThreadPoolExecutor(4) as others:
+        for _ in range(4):
+            others.submit(hash_until_ended)
+        among_others, _ = input_time._decoding_rates(setup)
+        ended.set()
+    assert among_others > 0.5 * alone
+
+
+def test_rates_are_those_of_a_number_of_calls_at_least():
+    per_cpu, per_second = input_time._rates(lambda: 8, iter([0.0, 2.0]).__next__, 0.0, least=3)
+    assert per_cpu == 24 / 2
+    assert per_second > 0
