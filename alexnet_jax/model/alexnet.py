@@ -33,42 +33,36 @@ class AlexNet(nnx.Module):
           images: [b, crop, crop, 3], with the mean subtracted: about [-128, 127].
           key: the source of the dropout masks; None in testing.
         """
-        lrn1, lrn2, lrn_within, max_pool = self.lrn1, self.lrn2, self.lrn_within, self.max_pool
-        relu, then = self.activation, self.then
+        relu, max_pool = self.activation, self.max_pool
+        lrn1, lrn2, lrn_within = self.lrn1, self.lrn2, self.lrn_within
         out: dict[str, Towers] = {}
         x = [images.astype(self.dtype)]  # [b, 224, 224, 3], which both towers see
 
         x = self.conv1(x)  # [b, 55, 55, 96_tower]
         first = (lrn1, relu) if self.lrn_before_relu else (relu, lrn1)  # as run in 2012; the paper
-        out["conv1"] = then("conv1", x, *first)
-        x = then("conv1", x, *first, max_pool)  # [b, 27, 27, 96_tower]
+        out["conv1"] = self.conv1.then(x, *first)
+        x = self.conv1.then(x, *first, max_pool)  # [b, 27, 27, 96_tower]
 
         x = self.conv2(x)  # [b, 27, 27, 256_tower]
-        out["conv2"] = then("conv2", x, relu, lrn2, lrn_within)  # within: only in the 2012 code
-        x = then("conv2", x, relu, lrn2, lrn_within, max_pool)  # [b, 13, 13, 256_tower]
+        out["conv2"] = self.conv2.then(x, relu, lrn2, lrn_within)  # within: only in the 2012 code
+        x = self.conv2.then(x, relu, lrn2, lrn_within, max_pool)  # [b, 13, 13, 256_tower]
 
         x = self.meet(x, "conv3")  # [b, 13, 13, 256]
-        x = out["conv3"] = then("conv3", self.conv3(x), relu)  # [b, 13, 13, 384_tower]
-        x = out["conv4"] = then("conv4", self.conv4(x), relu)  # [b, 13, 13, 384_tower]
-        x = out["conv5"] = then("conv5", self.conv5(x), relu)  # [b, 13, 13, 256_tower]
-        x = then("conv5", x, max_pool)  # [b, 6, 6, 256_tower]
+        x = out["conv3"] = self.conv3(x, relu)  # [b, 13, 13, 384_tower]
+        x = out["conv4"] = self.conv4(x, relu)  # [b, 13, 13, 384_tower]
+        x = out["conv5"] = self.conv5(x, relu)  # [b, 13, 13, 256_tower]
+        x = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
-            x = out["conv6"] = then("conv6", self.conv6(x), relu)  # [b, 6, 6, 256_tower]
+            x = out["conv6"] = self.conv6(x, relu)  # [b, 6, 6, 256_tower]
 
         x = self.meet(x, "fc6")  # [b, 6, 6, 256]
-        x = out["fc6"] = then("fc6", self.fc6(x), relu)  # [b, 4096_tower]
+        x = out["fc6"] = self.fc6(x, relu)  # [b, 4096_tower]
         x = self.dropout(x, key, layer=6)
         x = self.meet(x, "fc7")  # [b, 4096]
-        x = out["fc7"] = then("fc7", self.fc7(x), relu)  # [b, 4096_tower]
+        x = out["fc7"] = self.fc7(x, relu)  # [b, 4096_tower]
         x = self.dropout(x, key, layer=7)
         logits = self.fc8(x)  # [b, 1000], the sum of both towers' parts
         return {layer: towers.concatenate(parts) for layer, parts in out.items()} | {"fc8": logits}
-
-    def then(self, layer: str, x: Towers, *operations: ops.Operation | None) -> Towers:
-        """`operations` on what `layer` gave, one after the other, in every tower by itself."""
-        form = self.forms.get(layer, DEFAULT).then
-        with jax.named_scope(layer):
-            return [ops.chain(one, *operations, form=form) for one in x]
 
     def meet(self, x: Towers, layer: str) -> Towers:
         """What `layer` sees: both towers, if the towers meet before it; else each its own."""
@@ -115,8 +109,9 @@ class AlexNet(nnx.Module):
             if name == c.without:
                 return LeftOut(seen)
             here = maps[number - 1], c.towers
-            grouped = forms.get(name, DEFAULT).grouped
-            return Conv(initial(name), window, seen, *here, stride=stride, grouped=grouped)
+            form = forms.get(name, DEFAULT)
+            how = {"grouped": form.grouped, "following": form.then}
+            return Conv(initial(name), window, seen, *here, stride=stride, **how)
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""
@@ -134,7 +129,6 @@ class AlexNet(nnx.Module):
         self.fc7 = Dense(initial("fc7"), (1, 1, n6 * seen_by("fc7")), n7, c.towers)
         self.fc8 = Logits(initial("fc8"), (1, 1, n7 * c.towers), c.classes)
 
-        self.forms = dict(forms)
         self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
         self.activation = ACTIVATIONS[c.activation]
         self.max_pool = ops.MaxPool(c.pool_window, c.pool_stride)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from alexnet_jax.model import ops, towers
-from alexnet_jax.model.towers import TOWER, Operation, Towers
+from alexnet_jax.model.towers import TOWER, Towers
 
 Axes = Mapping[str, int]
 """Names and sizes: {'height': 5, 'width': 5, 'in': 48, 'out': 256}."""
@@ -61,6 +61,7 @@ class TowerLayer(nnx.Module):
     towers: int
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array]
+    following: ops.Form | None = None  # how `then` computes; None: as the platform does
 
     def in_each(
         self,
@@ -85,6 +86,11 @@ class TowerLayer(nnx.Module):
             kernels, biases = towers.split(kernel, here), towers.split(bias, here)
             return [product(*own) for own in zip(x, kernels, biases, strict=True)]
 
+    def then(self, x: Towers, *operations: ops.Operation | None) -> Towers:
+        """`operations` on what this layer gave, one after the other, in each tower by itself."""
+        with jax.named_scope(self.name):
+            return [ops.chain(one, *operations, form=self.following) for one in x]
+
 
 class Conv(TowerLayer):
     """`maps` kernels of window x window x seen in each tower (§3.5)."""
@@ -99,16 +105,22 @@ class Conv(TowerLayer):
         *,
         stride: int = 1,
         grouped: bool | None = None,
+        following: ops.Form | None = None,
     ) -> None:
         """`grouped`: one convolution for all towers on a device; None: as the platform does."""
         self.name, self.towers, self.units, self.stride = initial.name, towers, maps, stride
-        self.grouped = grouped
+        self.grouped, self.following = grouped, following
         axes = {"height": window, "width": window, "in": seen, "out": towers * maps}
         self.kernel = initial.weights(axes, split="out")
         self.bias = initial.biases({"out": towers * maps}, split="out")
 
-    def __call__(self, x: Towers, before_bias: Operation = lambda x: x) -> Towers:
-        """[b, h, w, seen] -> [b, h', w', maps].
+    def __call__(
+        self,
+        x: Towers,
+        *following: ops.Operation | None,
+        before_bias: ops.Operation = lambda x: x,
+    ) -> Towers:
+        """The convolution, and `following` on it: [b, h, w, seen] -> [b, h', w', maps].
 
         `before_bias` comes before the bias is added: a maximum may, which no constant changes.
         """
@@ -116,7 +128,7 @@ class Conv(TowerLayer):
         def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
             return ops.add_bias(before_bias(ops.convolve(x, kernel, self.stride)), bias)
 
-        return self.in_each(product, x, together=self._together(x))
+        return self.then(self.in_each(product, x, together=self._together(x)), *following)
 
     def _together(self, x: Towers) -> bool:
         """Whether the towers here are one convolution.
@@ -138,13 +150,13 @@ class Dense(TowerLayer):
         self.kernel = initial.weights(_axes(seen, towers * neurons), split="out", matrix=True)
         self.bias = initial.biases({"out": towers * neurons}, split="out")
 
-    def __call__(self, x: Towers) -> Towers:
-        """[b, h, w, maps] or [b, n] -> [b, neurons]."""
+    def __call__(self, x: Towers, *following: ops.Operation | None) -> Towers:
+        """The neurons, and `following` on them: [b, h, w, maps] or [b, n] -> [b, neurons]."""
 
         def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
             return ops.add_bias(_flat(x) @ kernel, bias)
 
-        return self.in_each(product, x, together=len(x) == 1)
+        return self.then(self.in_each(product, x, together=len(x) == 1), *following)
 
 
 class Logits(nnx.Module):
@@ -171,14 +183,16 @@ class Logits(nnx.Module):
 
 
 class LeftOut(nnx.Module):
-    """In the place of a convolution that the network does not have: it changes nothing."""
+    """In the place of a convolution that the network does not have: what follows is still done."""
 
     def __init__(self, units: int) -> None:
         self.units = units
 
-    def __call__(self, x: Towers) -> Towers:
-        """`x` as it is."""
-        return x
+    def __call__(self, x: Towers, *following: ops.Operation | None) -> Towers:
+        """`following` on `x` as it is."""
+        return [ops.chain(one, *following) for one in x]
+
+    then = __call__
 
 
 def _axes(seen: Seen, neurons: int) -> Axes:
