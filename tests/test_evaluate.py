@@ -91,16 +91,14 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     probs = [
         np.exp(
-            net.setup.evaluator.log_probs(
-                net.params, net.setup.validation, ten_views=False, what="alone"
-            )
+            net.setup.evaluator.log_probs(net.params, net.setup.validation, views=1, what="alone")
         )
         for net in nets
     ]
     labels = nets[0].setup.validation.labels
     np.testing.assert_allclose(probs[0].sum(-1), 1, rtol=1e-5)
     mean = (probs[0] + probs[1]) / 2
-    found = evaluate.evaluate_together(nets, ten_views=False, search=False)
+    found = evaluate.evaluate_together(nets, views=1, search=False)
     np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
     assert found.images == len(labels) == 512
     assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
@@ -108,7 +106,7 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
 
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
-    found = evaluate.evaluate_together(nets, ten_views=False, search=True)
+    found = evaluate.evaluate_together(nets, views=1, search=True)
     assert found.images == 256
     assert "weights found on every second image: " in capsys.readouterr().out
 
@@ -130,7 +128,7 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     net = trained.open_trained(runs / "a", devices=2)
     assert net.step == 4
     last = json.loads((runs / "a" / "metrics.jsonl").read_text().splitlines()[-1])
-    found = evaluate.evaluate_together([net], ten_views=True, search=False)
+    found = evaluate.evaluate_together([net], views=10, search=False)
     np.testing.assert_allclose(found.loss, last["val_ten_views/loss"], rtol=1e-5)
     assert jax.tree.leaves(net.params)
 
@@ -185,4 +183,4 @@ def test_networks_of_different_records_are_not_averaged(runs, tmp_path):
     fit(make_config(tmp_path / "others", **SHORT), tmp_path / "run")
     nets = [trained.open_trained(runs / "a"), trained.open_trained(tmp_path / "run")]
     with pytest.raises(UserError, match="was trained on other records than"):
-        evaluate.evaluate_together(nets, ten_views=False, search=False)
+        evaluate.evaluate_together(nets, views=1, search=False)

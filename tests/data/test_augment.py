@@ -107,7 +107,7 @@ def test_ten_views(mean, statistics, make_data):
     images = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
     arrays = jnp.array(images), jnp.array(statistics.mean)
     one = jax.jit(lambda number: augment.view(*arrays, data, number))
-    ours = [np.asarray(one(number)) for number in range(augment.VIEWS)]
+    ours = [np.asarray(one(number)) for number in augment.VIEWS[10]]
     m = statistics.mean
     places = [
         (slice(0, 16), slice(0, 16)),
