@@ -35,6 +35,7 @@ CHANGEABLE = (
 
 ADDED: Mapping[str, dict[str, Any]] = {
     "data": {"order": "random", "chunk": 1},
+    "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
     "evaluate": {"nine_views_at_end": False},
 }
 ADDED_TO_PHASES: dict[str, Any] = {"biases": {}, "images": 0}
@@ -128,11 +129,14 @@ class AlexNet:
     kernels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=6)]  # by convolution
     neurons: tuple[PositiveInt, PositiveInt]  # fc6, fc7
     width: float = Field(ge=1e-3, lt=64)  # multiplies kernels and neurons
-    cross: tuple[Literal["conv3", "fc6", "fc7"], ...]  # layers that see both towers
+    cross: tuple[Literal["conv3", "conv6", "fc6", "fc7"], ...]  # layers that see both towers
     without: Literal["", "conv2", "conv3", "conv4", "conv5", "conv6"]  # leaves out one convolution
     activation: Literal["relu", "tanh"]
     pool_window: PositiveInt
     pool_stride: PositiveInt
+    pool_over_edges: bool  # the last windows may hang over the far edges, as in the 2012 code
+    padding: Mapping[str, NonNegativeInt]  # zeros at each edge of single convolutions' inputs; the
+    # others but conv1 have as many as keep the side
     lrn: AcrossMaps
     within_map: WithinMap
     dropout: BelowOne  # probability that a neuron of fc6 or fc7 is set to zero; 0: no dropout
@@ -143,6 +147,11 @@ class AlexNet:
         for key in ("std", "bias"):
             if set(getattr(self, key)) != set(self.layers):
                 raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
+        there = CONVOLUTIONS[: len(self.kernels)]
+        for key, allowed in (("cross", (*there, "fc6", "fc7")), ("padding", there[1:])):
+            for name in getattr(self, key):
+                if name not in allowed:
+                    raise ValueError(f"{key} may name {', '.join(allowed)}, not {name!r}")
         if self.without and self.activation != "relu":
             raise ValueError(
                 f"without={self.without!r} needs activation='relu', not {self.activation!r}"
@@ -349,7 +358,7 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     new = dict(values)
     for section, added in ADDED.items():
-        if isinstance(old := new.get(section), Mapping):
+        if isinstance(old := new.get(section), Mapping) and old.get("kind") != "cifar":
             new[section] = added | dict(old)
     policy = new.get("policy")
     if isinstance(policy, Mapping) and isinstance(phases := policy.get("phases"), list):

@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
     model.activation = "relu"
     model.pool_window = 3
     model.pool_stride = 2
+    model.pool_over_edges = False
+    model.padding = ConfigDict()
     model.dropout = 0.5
 
     model.lrn = ConfigDict()  # §3.3

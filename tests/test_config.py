@@ -72,8 +72,12 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
         (
             "model.cross",
             ("conv4",),
-            "config.model.cross[0]='conv4' must be 'conv3', 'fc6' or 'fc7'",
+            "config.model.cross[0]='conv4' must be 'conv3', 'conv6', 'fc6' or 'fc7'",
         ),
+        ("model.cross", ("conv6",), "cross may name conv1, conv2, conv3, conv4, conv5, fc6, fc7,"),
+        ("model.padding", {"conv1": 1}, "padding may name conv2, conv3, conv4, conv5, not 'conv1'"),
+        ("data.chunk", 0, "config.data.chunk=0 must be greater than or equal to 1"),
+        ("data.order", "sorted", "config.data.order='sorted' must be 'random' or 'fixed'"),
         ("model.lrn.layers", ("conv3",), "lrn.layers[0]='conv3' must be 'conv1' or 'conv2'"),
         ("model.lrn.before_activation", ("conv2",), "before_activation[0]='conv2' must be 'conv1'"),
         ("model.within_map.layers", ("conv1",), "within_map.layers[0]='conv1' must be 'conv2'"),

@@ -54,6 +54,7 @@ class AlexNet(nnx.Module):
         x = out["conv5"] = relu(self.conv5(x))  # [b, 13, 13, 256_tower]
         x = max_pool(x)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
+            x = self.meet(x, "conv6")  # only in the network of run 146
             x = out["conv6"] = relu(self.conv6(x))  # [b, 6, 6, 256_tower]
 
         x = self.meet(x, "fc6")  # [b, 6, 6, 256]
@@ -100,7 +101,8 @@ class AlexNet(nnx.Module):
             name = f"conv{number}"
             if name == c.without:
                 return LeftOut(seen)
-            return Conv(initial(name), window, seen, maps[number - 1], c.towers, stride=stride)
+            sizes = (window, seen, maps[number - 1], c.towers)
+            return Conv(initial(name), *sizes, stride=stride, zeros=c.padding.get(name))
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""
@@ -111,7 +113,7 @@ class AlexNet(nnx.Module):
         self.conv3 = conv(3, 3, self.conv2.units * seen_by("conv3"))
         self.conv4 = conv(4, 3, self.conv3.units)
         self.conv5 = conv(5, 3, self.conv4.units)
-        self.conv6 = conv(6, 3, self.conv5.units) if len(maps) == 6 else None
+        self.conv6 = conv(6, 3, self.conv5.units * seen_by("conv6")) if len(maps) == 6 else None
         last, side = self.conv6 or self.conv5, _last_side(c, crop)
         seen = (side, side, last.units * seen_by("fc6"))
         self.fc6 = Dense(initial("fc6"), seen, n6, c.towers)
@@ -120,7 +122,8 @@ class AlexNet(nnx.Module):
 
         self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
         self.activation = each(ACTIVATIONS[c.activation])
-        self.max_pool = each(partial(ops.max_pool, window=c.pool_window, stride=c.pool_stride))
+        pool = ops.max_pool_over_edges if c.pool_over_edges else ops.max_pool
+        self.max_pool = each(partial(pool, window=c.pool_window, stride=c.pool_stride))
         self.lrn_before_relu = "conv1" in c.lrn.before_activation
         self.lrn1 = each(_lrn(ops.lrn, c.lrn, "conv1", c))
         self.lrn2 = each(_lrn(ops.lrn, c.lrn, "conv2", c))
@@ -142,9 +145,20 @@ def _per_tower(count: int, c: config.AlexNet) -> int:
 
 def _last_side(c: config.AlexNet, crop: int) -> int:
     """The side of the maps that fc6 sees: 6 pixels at full size."""
-    side = (crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1
-    for _ in range(3):
-        side = (side - c.pool_window) // c.pool_stride + 1
-    if side < 1:
+
+    def convolved(side: int, number: int) -> int:
+        name, window = f"conv{number}", 5 if number == 2 else 3
+        there = number <= len(c.kernels) and name != c.without
+        return side + 2 * c.padding.get(name, window // 2) - window + 1 if there else side
+
+    def pooled(side: int) -> int:
+        beyond = c.pool_stride - 1 if c.pool_over_edges else 0
+        return (side - c.pool_window + beyond) // c.pool_stride + 1
+
+    side = pooled((crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1)
+    sides = [side, side := pooled(convolved(side, 2))]
+    side = convolved(convolved(side, 3), 4)
+    sides += [side, side := pooled(convolved(side, 5)), side := convolved(side, 6)]
+    if min(sides) < 1:
         raise UserError(f"data.crop={crop} is too small: no pixel is left after three poolings")
     return side

@@ -83,9 +83,19 @@ class Conv(TowerLayer):
     """`maps` kernels of window x window x seen in each tower (§3.5)."""
 
     def __init__(
-        self, initial: Initial, window: int, seen: int, maps: int, towers: int, *, stride: int = 1
+        self,
+        initial: Initial,
+        window: int,
+        seen: int,
+        maps: int,
+        towers: int,
+        *,
+        stride: int = 1,
+        zeros: int | None = None,
     ) -> None:
-        self.name, self.towers, self.units, self.stride = initial.name, towers, maps, stride
+        """`zeros` at each edge of the maps; None: see `ops.conv_padding`."""
+        self.name, self.towers, self.units = initial.name, towers, maps
+        self.stride, self.zeros = stride, zeros
         axes = {"height": window, "width": window, "in": seen, "out": towers * maps}
         self.kernel = initial.weights(axes, split="out")
         self.bias = initial.biases({"out": towers * maps}, split="out")
@@ -97,7 +107,8 @@ class Conv(TowerLayer):
         """
 
         def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            return ops.add_bias(before_bias(ops.convolve(x, kernel, self.stride)), bias)
+            convolved = ops.convolve(x, kernel, self.stride, self.zeros)
+            return ops.add_bias(before_bias(convolved), bias)
 
         return self.in_each(product, x)
 

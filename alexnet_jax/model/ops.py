@@ -34,11 +34,16 @@ Kernel = Float[Array, "rows columns seen maps"]
 
 
 def convolve(
-    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1
+    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1, zeros: int | None = None
 ) -> Float[Array, "b h2 w2 maps"]:
-    """The convolution of `x`, without a bias."""
+    """The convolution of `x`, without a bias.
+
+    `zeros` are added at each edge; None: see `conv_padding`.
+    """
     window, _, seen, _ = kernel.shape
     padding = conv_padding(x.shape[1], window, stride), conv_padding(x.shape[2], window, stride)
+    if zeros is not None:
+        padding = (zeros, zeros), (zeros, zeros)
     if platform() == "cpu" and seen <= 4 and stride == 1:
         return _convolve_pairs(x, kernel, padding)
     return convolve_definition(x, kernel, stride, padding)
