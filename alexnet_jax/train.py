@@ -77,6 +77,8 @@ def fit(c: config.Config, folder: Path) -> None:
       Stopped: SIGTERM or SIGINT came. All work is saved; the same call resumes from there.
     """
     setup = make_setup(c)
+    if note := setup.records.manifest.note():
+        say(f"the records in {setup.records.path} are of an earlier version ({note})")
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
