@@ -9,7 +9,10 @@ import pytest
 
 from alexnet_jax import evaluate
 from alexnet_jax.prepare import prepare
+from alexnet_jax.report import report
+from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
 from tests.conftest import make_config
@@ -131,6 +134,27 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     found = evaluate.evaluate_together([net], views=10, search=False)
     np.testing.assert_allclose(found.loss, last["val_ten_views/loss"], rtol=1e-5)
     assert jax.tree.leaves(net.params)
+
+
+def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
+    records, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(host, "configure_jax", lambda *_, **__: None)  # the process has begun
+    folder, views = tmp_path / "nine", {"evaluate__nine_views_at_end": True}
+    c = make_config(records, devices=1, **SHORT | views)
+    fit(c, folder)
+    last = read_metrics(folder)[-1]
+    assert {"val_ten_views/loss", "val_nine_views/loss"} <= last.keys()
+    assert last["val_ten_views/loss"] != last["val_nine_views/loss"]
+    written = tmp_path / "scores.json"
+    evaluate.main([f"--workdirs={folder}", "--views=9", f"--json={written}"])
+    scores = json.loads(written.read_text())
+    assert scores["views"] == 9
+    np.testing.assert_allclose(scores["loss"], last["val_nine_views/loss"], rtol=1e-5)
+    capsys.readouterr()
+    evaluate.evaluate(c, folder, "newest")
+    assert "validation, nine views: top-1 error" in capsys.readouterr().out
+    assert "ours, nine views" in report([folder])
 
 
 @pytest.mark.parametrize(

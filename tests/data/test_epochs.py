@@ -155,3 +155,10 @@ def test_only_the_weights_rates_fall_in_13_and_11():
 def test_the_2012_recipe_trains_on_all_images():
     c = config.parse(alexnet_2012.get_config())
     assert Plan(c, Epochs(1_281_167, c.policy)).last == -(-91 * 1_281_167 // 128)
+
+
+def test_13_and_11_subtract_the_centre_of_the_mean():
+    for name in ("13", "11", "13_lrn", "13_wide", "13_lrn_wide"):
+        c = config.parse(cifar10.get_config(name))
+        assert (c.data.mean, c.data.crop) == ("centre", 24)
+        assert (c.evaluate.nine_views_at_end, c.evaluate.ten_views_at_end) == (True, True)
