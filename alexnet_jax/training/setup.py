@@ -106,7 +106,7 @@ def _make_order(policy: config.Plateau | config.Schedule, train: Split) -> Epoch
             raise UserError(
                 f"config.policy.phases[{number}].images={phase.images}: the first images of the "
                 f"training split have {len(have)} of {len(all_)} classes, so they are sorted by "
-                f"class; prepare a source with another order, or set images to 0 for all"
+                f"class; prepare a source with another order, or set images to 0, for all"
             )
     return order
 
