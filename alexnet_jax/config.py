@@ -33,7 +33,7 @@ CHANGEABLE = (
 )
 """Keys and sections that may have another value when a run is resumed."""
 
-ADDED: Mapping[str, dict[str, Any]] = {
+ADDED: Mapping[str, Any] = {
     "data": {"order": "random", "chunk": 1},
     "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
     "evaluate": {"nine_views_at_end": False},
@@ -357,9 +357,10 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     Their values say what that version did, so its runs resume as they began.
     """
     new = dict(values)
-    for section, added in ADDED.items():
-        if isinstance(old := new.get(section), Mapping) and old.get("kind") != "cifar":
-            new[section] = added | dict(old)
+    for key, added in ADDED.items():
+        old = new.setdefault(key, added)
+        if isinstance(added, dict) and isinstance(old, Mapping) and old.get("kind") != "cifar":
+            new[key] = added | dict(old)
     policy = new.get("policy")
     if isinstance(policy, Mapping) and isinstance(phases := policy.get("phases"), list):
         whole = [ADDED_TO_PHASES | one if isinstance(one, dict) else one for one in phases]

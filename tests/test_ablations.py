@@ -117,15 +117,18 @@ def test_run_146_gives_its_new_last_layer_a_higher_rate_for_some_epochs():
 def test_run_145_adds_chunks_and_a_fixed_order():
     recipe = config.as_dict(config.parse(alexnet_2012.get_config()))
     run = config.parse(run_145.get_config())
-    changed = config.differences(recipe, run)
-    assert changed == ["data.chunk", "data.order", "model.pool_over_edges"]
+    assert config.differences(recipe, run) == ["data.chunk", "data.order"]
     assert (run.data.chunk, run.data.order) == (32, "fixed")
     assert (recipe["data"]["chunk"], recipe["data"]["order"]) == (1, "random")
-    shapes = [
-        make_network(config.parse(get())).shapes
-        for get in (run_145.get_config, alexnet_2012.get_config)
-    ]
-    assert shapes[0] == shapes[1]  # at 224 pixels no window hangs over an edge
+
+
+def test_at_224_pixels_no_window_of_3_hangs_over_an_edge():
+    values = run_145.get_config()
+    inside = make_network(config.parse(values)).shapes
+    values.model.pool_over_edges = True
+    assert make_network(config.parse(values)).shapes == inside
+    values.model.pool_window = 2
+    assert make_network(config.parse(values)).shapes != inside
 
 
 def test_without_crossing_each_tower_sees_its_own_half():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
@@ -42,13 +43,16 @@ def test_the_platform_is_the_meshs():
 
 
 @pytest.mark.parametrize("function", [ops.convolve, ops.add_bias])
-def test_a_form_for_cpus_is_not_in_another_platforms_program(function, monkeypatch):
+def test_a_form_for_cpus_is_not_in_another_platforms_program(function):
     x, kernel = jnp.zeros((1, 5, 5, 3)), jnp.zeros((3, 3, 3, 4))
     arguments = (x, kernel) if function is ops.convolve else (x, jnp.zeros(3))
     programs = {}
     for platform in (None, "cpu", "gpu"):
-        monkeypatch.setattr(ops, "platform", lambda platform=platform: platform)
-        programs[platform] = str(jax.make_jaxpr(partial(function))(*arguments))  # traced anew
+        device = AbstractDevice("any", 1, platform) if platform else None
+        mesh = AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert ops.platform() == platform
+            programs[platform] = str(jax.make_jaxpr(partial(function))(*arguments))  # traced anew
     assert programs["gpu"] == programs[None] != programs["cpu"]
 
 

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 
 from alexnet_jax import config
 from alexnet_jax.model import ops, towers
+from alexnet_jax.model.forms import DEFAULT, NO_FORMS, Forms
 from alexnet_jax.model.layers import Conv, Dense, Initial, LeftOut, Logits
 from alexnet_jax.model.ops import DropoutKey
-from alexnet_jax.model.towers import Operation, Towers, each
+from alexnet_jax.model.towers import Towers
 from alexnet_jax.runtime.errors import UserError
 
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh}
 
 
 class AlexNet(nnx.Module):
@@ -33,38 +34,43 @@ class AlexNet(nnx.Module):
           images: [b, crop, crop, 3], with the mean subtracted: about [-128, 127].
           key: the source of the dropout masks; None in testing.
         """
-        relu, lrn1, lrn2, max_pool = self.activation, self.lrn1, self.lrn2, self.max_pool
+        lrn1, lrn2, lrn_within, max_pool = self.lrn1, self.lrn2, self.lrn_within, self.max_pool
+        relu, then = self.activation, self.then
         out: dict[str, Towers] = {}
         x = [images.astype(self.dtype)]  # [b, 224, 224, 3], which both towers see
 
         x = self.conv1(x)  # [b, 55, 55, 96_tower]
-        x = relu(lrn1(x)) if self.lrn_before_relu else lrn1(relu(x))  # as run in 2012; the paper
-        out["conv1"] = x
-        x = max_pool(x)  # [b, 27, 27, 96_tower]
+        first = (lrn1, relu) if self.lrn_before_relu else (relu, lrn1)  # as run in 2012; the paper
+        out["conv1"] = then("conv1", x, *first)
+        x = then("conv1", x, *first, max_pool)  # [b, 27, 27, 96_tower]
 
         x = self.conv2(x)  # [b, 27, 27, 256_tower]
-        x = lrn2(relu(x))
-        x = self.lrn_within(x)  # only in the 2012 code
-        out["conv2"] = x
-        x = max_pool(x)  # [b, 13, 13, 256_tower]
+        out["conv2"] = then("conv2", x, relu, lrn2, lrn_within)  # within: only in the 2012 code
+        x = then("conv2", x, relu, lrn2, lrn_within, max_pool)  # [b, 13, 13, 256_tower]
 
         x = self.meet(x, "conv3")  # [b, 13, 13, 256]
-        x = out["conv3"] = relu(self.conv3(x))  # [b, 13, 13, 384_tower]
-        x = out["conv4"] = relu(self.conv4(x))  # [b, 13, 13, 384_tower]
-        x = out["conv5"] = relu(self.conv5(x))  # [b, 13, 13, 256_tower]
-        x = max_pool(x)  # [b, 6, 6, 256_tower]
+        x = out["conv3"] = then("conv3", self.conv3(x), relu)  # [b, 13, 13, 384_tower]
+        x = out["conv4"] = then("conv4", self.conv4(x), relu)  # [b, 13, 13, 384_tower]
+        x = out["conv5"] = then("conv5", self.conv5(x), relu)  # [b, 13, 13, 256_tower]
+        x = then("conv5", x, max_pool)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
-            x = self.meet(x, "conv6")  # only in the network of run 146
-            x = out["conv6"] = relu(self.conv6(x))  # [b, 6, 6, 256_tower]
+            x = self.meet(x, "conv6")
+            x = out["conv6"] = then("conv6", self.conv6(x), relu)  # [b, 6, 6, 256_tower]
 
         x = self.meet(x, "fc6")  # [b, 6, 6, 256]
-        x = out["fc6"] = relu(self.fc6(x))  # [b, 4096_tower]
+        x = out["fc6"] = then("fc6", self.fc6(x), relu)  # [b, 4096_tower]
         x = self.dropout(x, key, layer=6)
         x = self.meet(x, "fc7")  # [b, 4096]
-        x = out["fc7"] = relu(self.fc7(x))  # [b, 4096_tower]
+        x = out["fc7"] = then("fc7", self.fc7(x), relu)  # [b, 4096_tower]
         x = self.dropout(x, key, layer=7)
         logits = self.fc8(x)  # [b, 1000], the sum of both towers' parts
         return {layer: towers.concatenate(parts) for layer, parts in out.items()} | {"fc8": logits}
+
+    def then(self, layer: str, x: Towers, *operations: ops.Operation | None) -> Towers:
+        """`operations` on what `layer` gave, one after the other, in every tower by itself."""
+        form = self.forms.get(layer, DEFAULT).then
+        with jax.named_scope(layer):
+            return [ops.chain(one, *operations, form=form) for one in x]
 
     def meet(self, x: Towers, layer: str) -> Towers:
         """What `layer` sees: both towers, if the towers meet before it; else each its own."""
@@ -85,8 +91,17 @@ class AlexNet(nnx.Module):
         """The logits, float32, of `images` as in `outputs`."""
         return self.outputs(images, key)["fc8"]
 
-    def __init__(self, c: config.AlexNet, crop: int, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        c: config.AlexNet,
+        crop: int,
+        dtype: str,
+        rngs: nnx.Rngs,
+        forms: Forms = NO_FORMS,
+    ) -> None:
         """A network for images of crop x crop pixels that computes in `dtype`.
+
+        `forms` says how; layers that are not in it have the platform's default.
 
         Raises:
           UserError: images that small leave nothing after three poolings.
@@ -101,8 +116,9 @@ class AlexNet(nnx.Module):
             name = f"conv{number}"
             if name == c.without:
                 return LeftOut(seen)
-            sizes = (window, seen, maps[number - 1], c.towers)
-            return Conv(initial(name), *sizes, stride=stride, zeros=c.padding.get(name))
+            sizes, zeros = (window, seen, maps[number - 1], c.towers), c.padding.get(name)
+            grouped = forms.get(name, DEFAULT).grouped
+            return Conv(initial(name), *sizes, stride=stride, zeros=zeros, grouped=grouped)
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""
@@ -120,22 +136,27 @@ class AlexNet(nnx.Module):
         self.fc7 = Dense(initial("fc7"), (1, 1, n6 * seen_by("fc7")), n7, c.towers)
         self.fc8 = Logits(initial("fc8"), (1, 1, n7 * c.towers), c.classes)
 
+        self.forms = dict(forms)
         self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
-        self.activation = each(ACTIVATIONS[c.activation])
-        pool = ops.max_pool_over_edges if c.pool_over_edges else ops.max_pool
-        self.max_pool = each(partial(pool, window=c.pool_window, stride=c.pool_stride))
+        self.activation = ACTIVATIONS[c.activation]
+        self.max_pool: ops.Operation = ops.MaxPool(c.pool_window, c.pool_stride)
+        if c.pool_over_edges:
+            pool = partial(ops.max_pool_over_edges, window=c.pool_window, stride=c.pool_stride)
+            self.max_pool = pool
         self.lrn_before_relu = "conv1" in c.lrn.before_activation
-        self.lrn1 = each(_lrn(ops.lrn, c.lrn, "conv1", c))
-        self.lrn2 = each(_lrn(ops.lrn, c.lrn, "conv2", c))
-        self.lrn_within = each(_lrn(ops.lrn_within, c.within_map, "conv2", c))
+        self.lrn1 = _after(ops.Lrn, c.lrn, "conv1", c)
+        self.lrn2 = _after(ops.Lrn, c.lrn, "conv2", c)
+        self.lrn_within = _after(ops.LrnWithin, c.within_map, "conv2", c)
 
 
-def _lrn(
-    op: Callable[..., jax.Array], c: config.Response, layer: str, net: config.AlexNet
-) -> Operation:
-    """`op` with its formula; nothing where the config has no normalisation, or no such layer."""
-    there = layer in c.layers and layer != net.without
-    return partial(op, formula=c) if there else lambda x: x
+def _after(
+    kind: Callable[[config.Formula], ops.Operation],
+    c: config.Response,
+    layer: str,
+    net: config.AlexNet,
+) -> ops.Operation | None:
+    """The normalization after `layer`; None where the config has none, or no such layer."""
+    return kind(c) if layer in c.layers and layer != net.without else None
 
 
 def _per_tower(count: int, c: config.AlexNet) -> int:

@@ -83,8 +83,9 @@ class Local(nnx.Module):
     def __call__(self, x: Towers) -> Towers:
         """[b, height, width, seen] -> [b, height, width, maps]."""
         with jax.named_scope(self.name):
-            kernel, bias = (p[...].astype(x[0].dtype) for p in (self.kernel, self.bias))
-            return [jnp.einsum("bhwk,hwkn->bhwn", self._windows(x[0]), kernel) + bias]
+            kernel = self.kernel[...].astype(x[0].dtype)
+            products = jnp.einsum("bhwk,hwkn->bhwn", self._windows(x[0]), kernel)
+            return [ops.add_bias(products, self.bias[...])]
 
     def _windows(self, x: jax.Array) -> jax.Array:
         """What each place sees: [b, height, width, window * window * seen], row by row."""
@@ -113,7 +114,7 @@ def _operation(name: str, c: config.Cifar) -> Operation:
     """What can follow a layer, by its name in the config."""
     window, stride = c.pool_window, c.pool_stride
     operations: dict[str, Operation] = {
-        "relu": jax.nn.relu,
+        "relu": ops.relu,
         "tanh": jnp.tanh,
         "max": partial(ops.max_pool_over_edges, window=window, stride=stride),
         "average": partial(ops.average_pool_over_edges, window=window, stride=stride),

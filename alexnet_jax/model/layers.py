@@ -63,20 +63,27 @@ class TowerLayer(nnx.Module):
     bias: nnx.Param[jax.Array]
 
     def in_each(
-        self, product: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], x: Towers
+        self,
+        product: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+        x: Towers,
+        *,
+        together: bool,
     ) -> Towers:
-        """`product`(x, kernel, bias) for every tower here, in x's dtype.
+        """`product`(x, kernel, bias) for every tower here: [x's axes but the last, units].
 
-        Where all towers see the same `x` it is one product, which is then split. Else it is one for
-        each tower: as one grouped convolution, its gradient takes eleven times as long on a CPU.
+        Args:
+          product: of one tower, or of more; the kernel has x's dtype, the bias is float32.
+          x: what each tower sees, or a list of one if all see the same.
+          together: whether to compute one product for all towers here and split it.
         """
-        here, dtype = towers.here(self.towers), x[0].dtype
-        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
+        here, kernel, bias = towers.here(self.towers), self.kernel[...], self.bias[...]
+        kernel = kernel.astype(x[0].dtype)
         with jax.named_scope(self.name):
-            if len(x) == 1:
-                return towers.split(product(x[0], kernel, bias), here)
-            kernels, both = towers.split(kernel, here), towers.split(bias, here)
-            return [product(*own) for own in zip(x, kernels, both, strict=True)]
+            if together:
+                return towers.split(product(towers.concatenate(x), kernel, bias), here)
+            x = x if len(x) == here else x * here
+            kernels, biases = towers.split(kernel, here), towers.split(bias, here)
+            return [product(*own) for own in zip(x, kernels, biases, strict=True)]
 
 
 class Conv(TowerLayer):
@@ -92,10 +99,22 @@ class Conv(TowerLayer):
         *,
         stride: int = 1,
         zeros: int | None = None,
+        grouped: bool | None = None,
     ) -> None:
-        """`zeros` at each edge of the maps; None: see `ops.conv_padding`."""
+        """The tower's share of a convolution.
+
+        Args:
+          initial: its name and first values.
+          window: side of its kernels, pixels.
+          seen: maps that each kernel sees.
+          maps: kernels of each tower.
+          towers: of the network.
+          stride: pixels.
+          zeros: at each edge of what it sees; None: see `ops.conv_padding`.
+          grouped: one convolution for all towers on a device; None: as the platform does.
+        """
         self.name, self.towers, self.units = initial.name, towers, maps
-        self.stride, self.zeros = stride, zeros
+        self.stride, self.zeros, self.grouped = stride, zeros, grouped
         axes = {"height": window, "width": window, "in": seen, "out": towers * maps}
         self.kernel = initial.weights(axes, split="out")
         self.bias = initial.biases({"out": towers * maps}, split="out")
@@ -110,7 +129,18 @@ class Conv(TowerLayer):
             convolved = ops.convolve(x, kernel, self.stride, self.zeros)
             return ops.add_bias(before_bias(convolved), bias)
 
-        return self.in_each(product, x)
+        return self.in_each(product, x, together=self._together(x))
+
+    def _together(self, x: Towers) -> bool:
+        """Whether the towers here are one convolution.
+
+        On a CPU it is faster where all towers see the same; but where each sees its own maps, the
+        gradient of a grouped convolution takes eleven times as long. On a GPU splitting its output
+        would be a pass over memory: 1.2 GB of conv1 at batch 1024.
+        """
+        if self.grouped is not None:
+            return self.grouped
+        return len(x) == 1 and ops.platform() != "gpu"
 
 
 class Dense(TowerLayer):
@@ -123,7 +153,11 @@ class Dense(TowerLayer):
 
     def __call__(self, x: Towers) -> Towers:
         """[b, h, w, maps] or [b, n] -> [b, neurons]."""
-        return self.in_each(lambda x, kernel, bias: _flat(x) @ kernel + bias, x)
+
+        def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            return ops.add_bias(_flat(x) @ kernel, bias)
+
+        return self.in_each(product, x, together=len(x) == 1)
 
 
 class Logits(nnx.Module):

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.model.towers import DATA
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # On a CPU, XLA computes convolutions by its library YNNPACK, if nothing else is said. XLA's own
@@ -66,7 +69,13 @@ class ShardedModel:
         return jax.jit(params, out_shardings=placed, compiler_options=options)()
 
     def bind(self, params: Any) -> Any:
-        """The module with `params`: global arrays, or inside `shard_map` this device's parts."""
+        """The module with `params`: global arrays, or inside `shard_map` this device's parts.
+
+        Their gradients are summed over the rows of devices in float32, whatever the network
+        computes in: here, before they get another dtype, they become each row's own.
+        """
+        if DATA in jax.sharding.get_abstract_mesh().manual_axes and self.mesh.shape[DATA] > 1:
+            params = {layer: _of_each_row(layer, own) for layer, own in params.items()}
         state = jax.tree.map(lambda leaf: leaf, self._state)  # a copy, which is filled below
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)
@@ -88,6 +97,11 @@ class ShardedModel:
         donated = () if donate is None else (donate,)
         options = _known_options(self.mesh.local_devices[0])
         return jax.jit(function, donate_argnums=donated, compiler_options=options)
+
+
+def _of_each_row(layer: str, params: Any) -> Any:
+    with jax.named_scope(layer):
+        return jax.tree.map(lambda leaf: lax.pcast(leaf, DATA, to="varying"), params)
 
 
 @functools.cache

@@ -39,6 +39,7 @@ def configure_jax(devices: int, *, deterministic: bool = False) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     # At level INFO it prints at each start that there is no TPU.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    logging.getLogger("jax._src.xla_bridge").addFilter(_concerns_this_machine)
     jax.config.update("jax_num_cpu_devices", devices // processes)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -46,6 +47,16 @@ def configure_jax(devices: int, *, deterministic: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs, too
     if jax.default_backend() == "cpu":
         _keep_freed_memory()
+
+
+def _concerns_this_machine(record: logging.LogRecord) -> bool:
+    """False for what JAX says of CUDA on a machine without an NVIDIA GPU.
+
+    With XLA's compiler for GPUs (the extra gpu-program) but without their libraries it would print
+    a traceback at each start. With a GPU it says why that cannot be used.
+    """
+    gpus = any(Path("/dev").glob("nvidia*")) or Path("/dev/dxg").exists()  # the latter: WSL
+    return gpus or "xla_cuda" not in record.getMessage()
 
 
 def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:

@@ -25,7 +25,7 @@ class DeviceHyperparams(NamedTuple):
     """What a policy sets for a step, as arrays on every device."""
 
     rates: Any  # float32, a tree like `optim.Rates`
-    lighting: jax.Array | float  # float32, 1 or 0
+    lighting: Any  # float32, 1 or 0
 
 
 def make_step(
