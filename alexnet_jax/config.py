@@ -8,6 +8,7 @@ a run depends on.
 
 import dataclasses
 import difflib
+import itertools
 import json
 import reprlib
 import typing
@@ -31,6 +32,14 @@ CHANGEABLE = (
     *("data.source", "data.records", "data.threads"),
 )
 """Keys and sections that may have another value when a run is resumed."""
+
+ADDED: Mapping[str, Any] = {
+    "data": {"order": "random", "chunk": 1},
+    "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
+    "evaluate": {"nine_views_at_end": False},
+}
+ADDED_TO_PHASES: dict[str, Any] = {"biases": {}, "images": 0}
+"""Keys that are new since version 0.1, with the values that say what it did."""
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
@@ -71,6 +80,8 @@ class Data:
     random_crop: bool  # cut training crops at random places; False: at the centre
     mirror: bool  # mirror half of the training images
     mean: Literal["crop", "centre"]  # subtract the mean image's part at the crop, or its centre
+    order: Literal["random", "fixed"]  # of the images: new in each epoch, or that of the first
+    chunk: PositiveInt  # so many images in a row share one random crop and mirror
     lighting: Lighting
     threads: NonNegativeInt  # threads that read and decode images; 0: one for each core
 
@@ -118,11 +129,14 @@ class AlexNet:
     kernels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=6)]  # by convolution
     neurons: tuple[PositiveInt, PositiveInt]  # fc6, fc7
     width: float = Field(ge=1e-3, lt=64)  # multiplies kernels and neurons
-    cross: tuple[Literal["conv3", "fc6", "fc7"], ...]  # layers that see both towers
+    cross: tuple[Literal["conv3", "conv6", "fc6", "fc7"], ...]  # layers that see both towers
     without: Literal["", "conv2", "conv3", "conv4", "conv5", "conv6"]  # leaves out one convolution
     activation: Literal["relu", "tanh"]
     pool_window: PositiveInt
     pool_stride: PositiveInt
+    pool_over_edges: bool  # the last windows may hang over the far edges, as in the 2012 code
+    padding: Mapping[str, NonNegativeInt]  # zeros at each edge of single convolutions' inputs; the
+    # others but conv1 have as many as keep the side
     lrn: AcrossMaps
     within_map: WithinMap
     dropout: BelowOne  # probability that a neuron of fc6 or fc7 is set to zero; 0: no dropout
@@ -133,6 +147,11 @@ class AlexNet:
         for key in ("std", "bias"):
             if set(getattr(self, key)) != set(self.layers):
                 raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
+        there = CONVOLUTIONS[: len(self.kernels)]
+        for key, allowed in (("cross", (*there, "fc6", "fc7")), ("padding", there[1:])):
+            for name in getattr(self, key):
+                if name not in allowed:
+                    raise ValueError(f"{key} may name {', '.join(allowed)}, not {name!r}")
         if self.without and self.activation != "relu":
             raise ValueError(
                 f"without={self.without!r} needs activation='relu', not {self.activation!r}"
@@ -203,7 +222,7 @@ class Optim:
     momentum: BelowOne
     weight_decay: NonNegativeFloat
     layer_decay: Mapping[str, NonNegativeFloat]  # weight decays of single layers
-    bias_rate: NonNegativeFloat  # the rate of biases, as a multiple of their layer's rate
+    bias_rate: NonNegativeFloat  # biases' rate by the weights' of their layer, unless a phase says
     decay_biases: bool
 
 
@@ -221,12 +240,14 @@ class Plateau:
 
 @section
 class Phase:
-    """One part of a schedule."""
+    """One part of a schedule. What has the rate 0 stays as it is."""
 
     epoch: NonNegativeFloat  # epochs done when it begins
-    rate: NonNegativeFloat
-    layers: Mapping[str, NonNegativeFloat]  # rates of single layers
+    rate: NonNegativeFloat  # of the weights
+    layers: Mapping[str, NonNegativeFloat]  # rates of single layers' weights
+    biases: Mapping[str, NonNegativeFloat]  # rates of biases: of single layers, of "all" others
     lighting: bool
+    images: NonNegativeInt  # train on the first so many of the training split; 0: on all
 
 
 @section
@@ -240,6 +261,11 @@ class Schedule:
         epochs = [phase.epoch for phase in self.phases]
         if epochs[:1] != [0] or epochs != sorted(set(epochs)):
             raise ValueError(f"phases must begin at epoch 0 and rise, not {epochs}")
+        for before, phase in itertools.pairwise(self.phases):
+            if phase.images != before.images and not phase.epoch.is_integer():
+                raise ValueError(
+                    f"phases must begin at a whole epoch where images changes, not at {phase.epoch}"
+                )
 
 
 @section
@@ -247,7 +273,8 @@ class Evaluate:
     """How the validation split is scored (§4.1)."""
 
     batch: PositiveInt
-    ten_views_at_end: bool
+    ten_views_at_end: bool  # four corners, the centre, and their mirror images
+    nine_views_at_end: bool  # three by three crops, not mirrored: CIFAR-10's in the 2012 code
 
 
 @section
@@ -295,7 +322,9 @@ class Config:
         phases = self.policy.phases if isinstance(self.policy, Schedule) else ()
         # A layer may be named that is left out.
         known = self.model.layers if isinstance(self.model, AlexNet) else self.model.names
-        for layer in (*self.optim.layer_decay, *(key for phase in phases for key in phase.layers)):
+        named = [*self.optim.layer_decay, *(key for phase in phases for key in phase.layers)]
+        named += [key for phase in phases for key in phase.biases if key != "all"]
+        for layer in named:
             if layer not in known:
                 raise ValueError(
                     f"{layer!r} in optim.layer_decay or policy.phases is no layer; "
@@ -320,6 +349,23 @@ def parse(values: Mapping[str, Any]) -> Config:
 def as_dict(config: Config) -> dict[str, Any]:
     """Dicts, lists, strings and numbers: the content of a workdir's ``config.json``."""
     return TypeAdapter(Config).dump_python(config, mode="json")
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` with the keys that it lacks because version 0.1 did not have them.
+
+    Their values say what that version did, so its runs resume as they began.
+    """
+    new = dict(values)
+    for key, added in ADDED.items():
+        old = new.setdefault(key, added)
+        if isinstance(added, dict) and isinstance(old, Mapping) and old.get("kind") != "cifar":
+            new[key] = added | dict(old)
+    policy = new.get("policy")
+    if isinstance(policy, Mapping) and isinstance(phases := policy.get("phases"), list):
+        whole = [ADDED_TO_PHASES | one if isinstance(one, dict) else one for one in phases]
+        new["policy"] = dict(policy) | {"phases": whole}
+    return new
 
 
 def fixed_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.signals import Stop
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import trained
-from alexnet_jax.training.scores import Scores, label_ranks, mean_scores
+from alexnet_jax.training.scores import Scores, Views, label_ranks, mean_scores
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
 Probs = Float[np.ndarray, "images classes"]
@@ -32,7 +33,7 @@ Labels = Int[np.ndarray, " images"]
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
-VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
+VIEWS = flags.DEFINE_enum("views", "10", ["1", "9", "10"], "Views of each image.", OPTIONS)
 WEIGHTS = flags.DEFINE_enum("weights", "equal", ["equal", "search"], "Networks' weights.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoints: newest, best or a number.", OPTIONS)
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices to use.", lower_bound=1, flag_values=OPTIONS)
@@ -43,6 +44,8 @@ JSON = flags.DEFINE_string("json", None, "File to write the scores to.", OPTIONS
 def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
     """Scores a checkpoint of a workdir on the validation split, by one view and by ten.
 
+    And by nine, if the config says so.
+
     Raises:
       UserError: see `trained.load`.
       Stopped: SIGTERM or SIGINT came.
@@ -50,19 +53,20 @@ def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
     net = trained.load(c, folder, step)
     evaluator, split = net.setup.evaluator, net.setup.validation
     with Stop() as stop:
-        for ten_views, name in ((False, "centre crop"), (True, "ten views")):
-            scored = evaluator.score(
-                net.params, split, ten_views=ten_views, what=name, check=stop.check
-            )
+        ways: list[tuple[Views, str]] = [(1, "centre crop"), (10, "ten views")]
+        if c.evaluate.nine_views_at_end:
+            ways.append((9, "nine views"))
+        for views, name in ways:
+            scored = evaluator.score(net.params, split, views=views, what=name, check=stop.check)
             say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
 
 
-def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, search: bool) -> Scores:
+def evaluate_together(nets: Sequence[trained.Trained], *, views: Views, search: bool) -> Scores:
     """Scores the average of several networks' softmax outputs on their validation split (§6.1).
 
     Args:
       nets: trained on the same records; of one kind or of several.
-      ten_views: average over ten views of each image as well; False: the centre crop.
+      views: of each image, to average over as well; 1: the centre crop.
       search: find the weights on the images 0, 2, 4 ..., and score the others.
 
     Raises:
@@ -77,7 +81,7 @@ def evaluate_together(nets: Sequence[trained.Trained], *, ten_views: bool, searc
     for net in nets:
         evaluator, split = net.setup.evaluator, net.setup.validation
         name = f"{net.folder}, step {net.step}"
-        log = evaluator.log_probs(net.params, split, ten_views=ten_views, what=name)
+        log = evaluator.log_probs(net.params, split, views=views, what=name)
         probs.append(np.exp(log))
         say(f"{name}: {score_probs(probs[-1], labels).text()}")
     if not search:
@@ -161,8 +165,8 @@ def _run(arguments: Sequence[str]) -> None:
         trained.open_trained(one, step=step, devices=DEVICES.value, records=RECORDS.value)
         for one in folders
     ]
-    search, views = WEIGHTS.value == "search", int(VIEWS.value)
-    scores = evaluate_together(nets, ten_views=views == 10, search=search)
+    search, views = WEIGHTS.value == "search", cast(Views, int(VIEWS.value))
+    scores = evaluate_together(nets, views=views, search=search)
     if file:
         values = {"workdirs": [str(one) for one in folders], "steps": [net.step for net in nets]}
         values |= {"views": views, "weights": WEIGHTS.value} | scores._asdict()

@@ -1,11 +1,14 @@
 """The paper's update (§5), and two ways to set its learning rate: by plateau or by schedule."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from alexnet_jax import config
@@ -24,9 +27,10 @@ def update_rule(c: config.Optim) -> optax.GradientTransformationExtraArgs:
     same if `decay_biases` is set, else none.
 
     Its `update` takes the gradients, the state, the parameters, and `rates`, a tree like `Rates`.
-    The rates may change from step to step without a new compilation.
+    The rates may change from step to step without a new compilation. A parameter whose rate is 0
+    keeps its value and its velocity, as in the 2012 code.
     """
-    return optax.chain(_add_decays(c), _scale_by_rates(), optax.trace(c.momentum))
+    return optax.chain(_add_decays(c), _scale_by_rates(), _velocity(c.momentum))
 
 
 def _add_decays(c: config.Optim) -> optax.GradientTransformation:
@@ -64,6 +68,25 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def _velocity(momentum: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.trace`, which leaves alone what has the rate 0."""
+    rule = optax.trace(momentum)
+
+    def update(
+        steps: Params, state: optax.TraceState, params: Any = None, *, rates: Any, **_: Any
+    ) -> tuple[Params, optax.TraceState]:
+        moved, new = rule.update(steps, state, params)
+
+        def where_moving(new: Params, old: Params) -> Params:
+            return jax.tree.map(lambda rate, n, o: jnp.where(rate > 0, n, o), rates, new, old)
+
+        still = jax.tree.map(jnp.zeros_like, moved)
+        trace = where_moving(new.trace, state.trace)
+        return where_moving(moved, still), optax.TraceState(trace)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
 def velocity(state: optax.OptState) -> Params:
     """The v of the last update, in a tree like the parameters, from `update_rule`'s state."""
     return optax.tree_utils.tree_get(state, "trace")
@@ -75,17 +98,25 @@ def velocity(state: optax.OptState) -> Params:
 class Hyperparams(NamedTuple):
     """What a policy sets for a step."""
 
-    rate: float  # of all layers but those below; the one that is logged
-    layers: dict[str, float]  # rates of single layers
+    rate: float  # of the weights of all layers but those below; the one that is logged
+    layers: dict[str, float]  # rates of single layers' weights
+    biases: dict[str, float]  # rates of single layers' biases, and of "all" others
     lighting: bool  # whether the colour shifts of §4.1 are on
 
     def rates(self, c: config.Optim, params: Any) -> Rates:
-        """A rate for each of `params`; biases learn at `bias_rate` times their layer's rate."""
+        """A rate for each of `params`.
+
+        Biases that `biases` does not name learn at `bias_rate` times the rate of their layer.
+        """
+
+        def rate(layer: str, name: str) -> float:
+            weights = self.layers.get(layer, self.rate)
+            if name != "bias":
+                return weights
+            return self.biases.get(layer, self.biases.get("all", weights * c.bias_rate))
+
         return {
-            layer: {
-                name: self.layers.get(layer, self.rate) * (c.bias_rate if name == "bias" else 1.0)
-                for name in parameters
-            }
+            layer: {name: rate(layer, name) for name in parameters}
             for layer, parameters in params.items()
         }
 
@@ -97,10 +128,13 @@ class PlateauPolicy:
     A plateau is reached after `patience` epochs in a row whose error is not lower than the best so
     far by at least `least_improvement`. Each of the first `drops` plateaus divides the rate by
     `factor`; the next one ends the training. All fields but `c` are saved in checkpoints.
+
+    Counts of images are compared, not rates: as floats, .40156 - .00100 is less than .40056.
     """
 
     c: config.Plateau
-    best: float = float("inf")  # the lowest top-1 error rate that counted as an improvement
+    # The lowest count of wrong images that was an improvement. Version 0.1 saved the error rate.
+    best: int | float | None = None
     waited: int = 0  # epochs since then, or since the last plateau
     drops: int = 0  # plateaus so far
 
@@ -111,13 +145,20 @@ class PlateauPolicy:
 
     def hyperparams(self, epochs: float) -> Hyperparams:
         """For the next step. The number of epochs done does not matter here."""
-        return Hyperparams(self.c.rate / self.c.factor ** min(self.drops, self.c.drops), {}, True)
+        rate = self.c.rate / self.c.factor ** min(self.drops, self.c.drops)
+        return Hyperparams(rate, {}, {}, True)
 
-    def observe(self, error: float) -> None:
-        """Learns the validation top-1 error rate of an epoch, in [0, 1]."""
-        if error <= self.best - self.c.least_improvement and error < self.best:
-            self.best, self.waited = error, 0
+    def observe(self, wrong: int, images: int) -> None:
+        """Learns of an epoch how many of so many validation images have a wrong best label."""
+        best = self.best
+        if isinstance(best, float):
+            best = round(best * images) if math.isfinite(best) else None
+        # The number that the config shows, in decimal, so that the product is exact.
+        least = Decimal(repr(self.c.least_improvement)) * images
+        if best is None or (wrong < best and best - wrong >= least):
+            self.best, self.waited = wrong, 0
             return
+        self.best = best
         self.waited += 1
         if self.waited == self.c.patience:
             self.waited, self.drops = 0, self.drops + 1
@@ -137,9 +178,9 @@ class SchedulePolicy:
     def hyperparams(self, epochs: float) -> Hyperparams:
         """For the next step, after so many epochs: those of the newest phase that has begun."""
         phase = [phase for phase in self.c.phases if phase.epoch <= epochs][-1]
-        return Hyperparams(phase.rate, dict(phase.layers), phase.lighting)
+        return Hyperparams(phase.rate, dict(phase.layers), dict(phase.biases), phase.lighting)
 
-    def observe(self, error: float) -> None:
+    def observe(self, wrong: int, images: int) -> None:
         """Does nothing: the error does not change the schedule."""
 
     def state(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from absl import flags
@@ -20,6 +21,7 @@ from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import complain, progress_bar
 from alexnet_jax.training import trained
+from alexnet_jax.training.scores import Views
 
 AT_ONCE = 16  # images at most, so that ten thousand need no more memory
 
@@ -33,14 +35,14 @@ OUT = flags.DEFINE_string("out", None, "Figure to draw: images and their best la
 
 
 def predict(
-    net: trained.Trained, files: Sequence[Path], *, ten_views: bool = True
+    net: trained.Trained, files: Sequence[Path], *, views: Views = 10
 ) -> tuple[list[tuple[Path, Guess]], list[str]]:
     """The best labels of the images in `files`, and a line for each that cannot be read.
 
     Args:
       net: a trained network, on one device.
       files: JPEG, PNG and other common files.
-      ten_views: average over ten views; else the centre crop.
+      views: of each image, to average over; 1: the centre crop.
     """
     evaluator, size = net.setup.evaluator, net.setup.config.data.size
     classes = net.setup.records.manifest.classes
@@ -57,7 +59,7 @@ def predict(
                 continue
             paths, own = zip(*squares, strict=True)
             images[: len(own)] = own
-            log = evaluator.log_probs_of(net.params, images, ten_views=ten_views)[: len(own)]
+            log = evaluator.log_probs_of(net.params, images, views=views)[: len(own)]
             guesses = best_guesses(np.stack(own), np.exp(log), classes, [None] * len(own))
             found += zip(paths, guesses, strict=True)
     return found, unread
@@ -88,7 +90,7 @@ def _run(arguments: Sequence[str]) -> None:
     step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
     folder = Path(cli.required(WORKDIR, "runs/tiny"))
     net = trained.open_trained(folder, step=step, records=RECORDS.value)
-    found, unread = predict(net, list(map(Path, arguments)), ten_views=VIEWS.value == "10")
+    found, unread = predict(net, list(map(Path, arguments)), views=cast(Views, int(VIEWS.value)))
     best = [(str(name), dict(zip(one.labels, one.probs, strict=True))) for name, one in found]
     for name, labels in best:
         print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in labels.items()))

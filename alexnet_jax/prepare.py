@@ -106,6 +106,8 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"{out} holds what was prepared, to the last bit")
     counts = ", ".join(f"{split.count:,} {name}" for name, split in manifest.splits.items())
     print(f"{out} {'was prepared before' if done else 'is prepared'}: {counts} images")
+    if note := manifest.note():
+        print(f"Its images are of an earlier version of this program ({note})")
     if "validation" not in manifest.splits:
         print(
             f"There is no validation split (only {', '.join(manifest.splits)}); "

@@ -48,6 +48,7 @@ class Run:
     epochs: float
     one_view: Errors | None
     ten_views: Errors | None
+    nine_views: Errors | None
     machines: tuple[str, ...]
 
     @property
@@ -62,7 +63,8 @@ class Run:
     def finished(self) -> bool:
         """Whether it was trained for as long as its config says, or its policy ended it."""
         c = self.config
-        return self.epochs >= c.epochs or self.steps == c.steps or self.ten_views is not None
+        scored = self.ten_views or self.nine_views  # as only the end of a run is
+        return self.epochs >= c.epochs or self.steps == c.steps or scored is not None
 
 
 def read_run(folder: Path) -> Run:
@@ -82,6 +84,7 @@ def read_run(folder: Path) -> Run:
         epochs=lines[-1]["epoch"],
         one_view=_last(lines, "val"),
         ten_views=_last(lines, "val_ten_views"),
+        nine_views=_last(lines, "val_nine_views"),
         machines=tuple(dict.fromkeys(_machine(start) for start in starts)),
     )
 
@@ -109,9 +112,11 @@ def _about(experiment: config.Experiment) -> dict[str, str]:
 
 def _row(runs: list[Run], groups: list[list[Run]]) -> dict[str, str]:
     c = runs[0].config
+    nine = [run.nine_views for run in runs]
     return _about(c.experiment) | {
         "experiment": c.experiment.name + _apart(runs, groups),
         "ours, ten views": _text([run.ten_views for run in runs]),
+        **({"ours, nine views": _text(nine)} if any(nine) else {}),
         "ours, centre crop": _text([run.one_view for run in runs]),
         "compared": _compared(runs, groups),
         "images": f"{c.data.source}, {c.data.validation}",

@@ -23,7 +23,7 @@ from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import progress_bar, say
 from alexnet_jax.training import diagnostics
 from alexnet_jax.training.plan import Plan
-from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores
+from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Views
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.state import State, init_state, restore_state
 from alexnet_jax.training.step import (
@@ -77,6 +77,8 @@ def fit(c: config.Config, folder: Path) -> None:
       Stopped: SIGTERM or SIGINT came. All work is saved; the same call resumes from there.
     """
     setup = make_setup(c)
+    if note := setup.records.manifest.note():
+        say(f"the records in {setup.records.path} are of an earlier version ({note})")
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
@@ -156,7 +158,7 @@ def restore(setup: Setup, checkpoints: Checkpoints) -> Run:
     sums = meta.get("running", meta.get("tally", {}))  # version 0.1 wrote 'tally'
     return Run(
         setup,
-        Plan(c, len(setup.train)),
+        Plan(c, setup.order),
         checkpoints,
         diagnostics.make_diagnostics(setup.network, c.model),
         diagnostics.StuckLoss(diagnostics.label_entropy(setup.train.labels), c.log.stuck_after),
@@ -174,7 +176,13 @@ def placed_batches(setup: Setup, step: int, last: int) -> Generator[Batch]:
     c, mesh, ahead = setup.config, setup.network.mesh, deque[Batch]()
     rows = local_rows(mesh, c.batch)
     read = train_batches(
-        setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows, first_step=step
+        setup.train,
+        c.data,
+        batch=c.batch,
+        seed=c.seed,
+        rows=rows,
+        first_step=step,
+        order=setup.order,
     )
     with closing(read):
         for batch in islice(read, last - step):
@@ -235,9 +243,9 @@ def read_line(run: Run, line: Line) -> dict[str, float]:
 
 def write(run: Run, step: int, values: dict[str, float]) -> None:
     """Writes a line of metrics, with the times since the last one."""
-    left = run.plan.last - step
-    evaluations = int(run.plan.epochs(left))
-    times = run.clock.read(step, steps_left=left, evaluations_left=evaluations)
+    last = run.plan.last
+    evaluations = int(run.plan.epochs(last) - run.plan.epochs(step))
+    times = run.clock.read(step, steps_left=last - step, evaluations_left=evaluations)
     if run.log is not None:
         run.log.write(step, run.plan.epochs(step), values | times)
 
@@ -256,23 +264,28 @@ def evaluate_and_save(run: Run, values: dict[str, float]) -> None:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Scores the validation split, by ten views too if the run is over. Tells the policy."""
+    """Scores the validation split, by more views too if the run is over. Tells the policy."""
     setup, c, plan = run.setup, run.setup.config, run.plan
     policy = copy.copy(run.policy)  # if a signal comes, the run's own stays as it is
     score = partial(
         setup.evaluator.score, run.state["params"], setup.validation, check=run.stop.check
     )
     with run.clock.apart("evaluate"):
-        one = score(ten_views=False, what="validation")
+        one = score(views=1, what="validation")
         epochs = plan.epochs(run.step)
         say(f"epoch {epochs:.2f}, step {run.step}: {c.data.validation} {one.text()}")
         values = one.named("val")
         if plan.ends_epoch(run.step):
-            policy.observe(one.top1_error)
-        if is_over(run, policy) and c.evaluate.ten_views_at_end:
-            ten = score(ten_views=True, what="ten views")
-            say(f"ten views: {c.data.validation} {ten.text()}")
-            values |= ten.named("val_ten_views")
+            policy.observe(one.wrong, one.images)
+        ways: list[tuple[Views, str, bool]] = [
+            (9, "nine views", c.evaluate.nine_views_at_end),
+            (10, "ten views", c.evaluate.ten_views_at_end),
+        ]
+        for views, name, wanted in ways if is_over(run, policy) else []:
+            if wanted:
+                scores = score(views=views, what=name)
+                say(f"{name}: {c.data.validation} {scores.text()}")
+                values |= scores.named(f"val_{name.replace(' ', '_')}")
     run.policy = policy
     return values
 

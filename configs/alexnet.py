@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
     data.random_crop = True
     data.mirror = True
     data.mean = "crop"  # §2: subtracted before the crop is cut
+    data.order = "random"
+    data.chunk = 1  # each image has a crop and a mirror of its own
     data.threads = 0
     data.lighting = ConfigDict()
     data.lighting.sigma = 0.1
@@ -59,6 +61,8 @@ def get_config() -> ConfigDict:
     model.activation = "relu"
     model.pool_window = 3
     model.pool_stride = 2
+    model.pool_over_edges = False
+    model.padding = ConfigDict()
     model.dropout = 0.5
 
     model.lrn = ConfigDict()  # §3.3
@@ -99,7 +103,8 @@ def get_config() -> ConfigDict:
 
     config.evaluate = ConfigDict()
     config.evaluate.batch = 128
-    config.evaluate.ten_views_at_end = True
+    config.evaluate.ten_views_at_end = True  # §4.1
+    config.evaluate.nine_views_at_end = False
 
     config.log = ConfigDict()
     config.log.every = 100

@@ -30,10 +30,7 @@ def get_config() -> ConfigDict:
         config.model.std[layer] = 0.05
     config.model.std.conv1 = 0.01  # as at full size, because conv1 has the same inputs
 
-    config.policy.phases = (
-        {"epoch": 0, "rate": 1e-2, "layers": {}, "lighting": True},
-        {"epoch": 4, "rate": 1e-3, "layers": {}, "lighting": True},
-    )
+    config.policy = alexnet_2012.as_noted({"rate": 1e-2}, {"epoch": 4, "rate": 1e-3})
 
     config.evaluate.batch = 128
     config.log.every = 16

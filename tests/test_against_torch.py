@@ -117,6 +117,8 @@ VARIANTS = {
     "as run in 2012": alexnet_2012.get_config,
     "tanh": functools.partial(ablations.get_config, "tanh"),
     "sixth convolution": functools.partial(ablations.get_config, "sixth_conv"),
+    "run 146": functools.partial(ablations.get_config, "run_146"),
+    "run 147": functools.partial(ablations.get_config, "run_147"),
     "half net": functools.partial(ablations.get_config, "half_net"),
 }
 

@@ -46,6 +46,30 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
     ]
 
 
+def test_the_2012_recipe_has_the_values_of_the_released_files():
+    """Those of run 145: the layers' file and the first and last file of their parameters."""
+    c = config.parse(alexnet_2012.get_config())
+    m, o, light = c.model, c.optim, c.data.lighting
+    three = ("conv3", "conv4", "conv5")
+    assert m.std == {layer: 0.03 if layer in three else 0.01 for layer in m.layers}
+    assert m.bias == {
+        layer: 0.0 if layer in ("conv1", "conv3", "fc8") else 1.0 for layer in m.layers
+    }
+    # cmrnorm: scale 0.0001 over 5 maps, minDiv 2; rnorm, here over 5 x 5 places: scale 0.001.
+    assert (m.lrn.layers, m.lrn.before_activation) == (("conv1", "conv2"), ("conv1",))
+    assert (m.lrn.size, m.lrn.k, m.lrn.beta) == (5, 2, 0.75)
+    assert m.lrn.alpha == pytest.approx(0.0001 / 5)
+    assert (m.within_map.layers, m.within_map.size, m.within_map.k) == (("conv2",), 5, 1)
+    assert m.within_map.alpha == pytest.approx(0.001 / 25)
+    assert (m.pool_window, m.pool_stride, m.dropout) == (3, 2, 0.5)
+    assert (o.momentum, o.weight_decay, o.decay_biases) == (0.9, 0.0005, False)
+    assert (c.data.mean, light.scale, light.shrink, light.sigma) == (
+        *("centre", "deviation", True),
+        0.1,
+    )
+    assert c.epochs == 91
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -72,8 +96,12 @@ def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
         (
             "model.cross",
             ("conv4",),
-            "config.model.cross[0]='conv4' must be 'conv3', 'fc6' or 'fc7'",
+            "config.model.cross[0]='conv4' must be 'conv3', 'conv6', 'fc6' or 'fc7'",
         ),
+        ("model.cross", ("conv6",), "cross may name conv1, conv2, conv3, conv4, conv5, fc6, fc7,"),
+        ("model.padding", {"conv1": 1}, "padding may name conv2, conv3, conv4, conv5, not 'conv1'"),
+        ("data.chunk", 0, "config.data.chunk=0 must be greater than or equal to 1"),
+        ("data.order", "sorted", "config.data.order='sorted' must be 'random' or 'fixed'"),
         ("model.lrn.layers", ("conv3",), "lrn.layers[0]='conv3' must be 'conv1' or 'conv2'"),
         ("model.lrn.before_activation", ("conv2",), "before_activation[0]='conv2' must be 'conv1'"),
         ("model.within_map.layers", ("conv1",), "within_map.layers[0]='conv1' must be 'conv2'"),

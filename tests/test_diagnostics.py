@@ -75,7 +75,7 @@ def test_dead_units_and_sizes(devices):
         jax.tree.map(np.ones_like, params),
         rule.init(params),
         params,
-        rates=optim.Hyperparams(0.5, {}, True).rates(c.optim, params),
+        rates=optim.Hyperparams(0.5, {}, {}, True).rates(c.optim, params),
     )
     images = np.random.default_rng(0).normal(size=(8, 64, 64, 3)).astype(np.float32) * 50
     placed = jax.device_put(params, network.shardings(network.specs))

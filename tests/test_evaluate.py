@@ -9,7 +9,10 @@ import pytest
 
 from alexnet_jax import evaluate
 from alexnet_jax.prepare import prepare
+from alexnet_jax.report import report
+from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
 from tests.conftest import make_config
@@ -91,16 +94,14 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     probs = [
         np.exp(
-            net.setup.evaluator.log_probs(
-                net.params, net.setup.validation, ten_views=False, what="alone"
-            )
+            net.setup.evaluator.log_probs(net.params, net.setup.validation, views=1, what="alone")
         )
         for net in nets
     ]
     labels = nets[0].setup.validation.labels
     np.testing.assert_allclose(probs[0].sum(-1), 1, rtol=1e-5)
     mean = (probs[0] + probs[1]) / 2
-    found = evaluate.evaluate_together(nets, ten_views=False, search=False)
+    found = evaluate.evaluate_together(nets, views=1, search=False)
     np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
     assert found.images == len(labels) == 512
     assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
 
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
-    found = evaluate.evaluate_together(nets, ten_views=False, search=True)
+    found = evaluate.evaluate_together(nets, views=1, search=True)
     assert found.images == 256
     assert "weights found on every second image: " in capsys.readouterr().out
 
@@ -130,9 +131,30 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     net = trained.open_trained(runs / "a", devices=2)
     assert net.step == 4
     last = json.loads((runs / "a" / "metrics.jsonl").read_text().splitlines()[-1])
-    found = evaluate.evaluate_together([net], ten_views=True, search=False)
+    found = evaluate.evaluate_together([net], views=10, search=False)
     np.testing.assert_allclose(found.loss, last["val_ten_views/loss"], rtol=1e-5)
     assert jax.tree.leaves(net.params)
+
+
+def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
+    records, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(host, "configure_jax", lambda *_, **__: None)  # the process has begun
+    folder, views = tmp_path / "nine", {"evaluate__nine_views_at_end": True}
+    c = make_config(records, devices=1, **SHORT | views)
+    fit(c, folder)
+    last = read_metrics(folder)[-1]
+    assert {"val_ten_views/loss", "val_nine_views/loss"} <= last.keys()
+    assert last["val_ten_views/loss"] != last["val_nine_views/loss"]
+    written = tmp_path / "scores.json"
+    evaluate.main([f"--workdirs={folder}", "--views=9", f"--json={written}"])
+    scores = json.loads(written.read_text())
+    assert scores["views"] == 9
+    np.testing.assert_allclose(scores["loss"], last["val_nine_views/loss"], rtol=1e-5)
+    capsys.readouterr()
+    evaluate.evaluate(c, folder, "newest")
+    assert "validation, nine views: top-1 error" in capsys.readouterr().out
+    assert "ours, nine views" in report([folder])
 
 
 @pytest.mark.parametrize(
@@ -185,4 +207,4 @@ def test_networks_of_different_records_are_not_averaged(runs, tmp_path):
     fit(make_config(tmp_path / "others", **SHORT), tmp_path / "run")
     nets = [trained.open_trained(runs / "a"), trained.open_trained(tmp_path / "run")]
     with pytest.raises(UserError, match="was trained on other records than"):
-        evaluate.evaluate_together(nets, ten_views=False, search=False)
+        evaluate.evaluate_together(nets, views=1, search=False)

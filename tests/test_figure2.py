@@ -68,6 +68,8 @@ def traced(c: config.Config) -> list[int]:
         (ablations.get_config("half_net"), {}),
         (ablations.get_config("no_crossing"), {}),
         (ablations.get_config("sixth_conv"), {}),
+        (ablations.get_config("run_146"), {}),
+        (ablations.get_config("run_147"), {}),
         (ablations.get_config("without_conv3"), {}),
         (tiny.get_config(), {}),
     ],

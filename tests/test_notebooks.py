@@ -26,10 +26,7 @@ def get_config() -> ConfigDict:
     config.epochs = 2
     config.data.source = "generated:512"
     config.model.width = 0.125
-    config.policy.phases = (
-        {"epoch": 0, "rate": 1e-2, "layers": {}, "lighting": True},
-        {"epoch": 1, "rate": 1e-3, "layers": {}, "lighting": True},
-    )
+    config.policy = alexnet_2012.as_noted({"rate": 1e-2}, {"epoch": 1, "rate": 1e-3})
     config.log.every, config.log.layers_every = 4, 8
     return config
 """

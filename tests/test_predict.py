@@ -38,12 +38,10 @@ def files(net, tmp_path_factory):
     return paths
 
 
-@pytest.mark.parametrize("ten_views", [False, True])
-def test_labels_are_those_that_the_scores_of_the_split_use(net, files, ten_views):
-    found, unread = predict.predict(net, files, ten_views=ten_views)
-    log = net.setup.evaluator.log_probs(
-        net.params, net.setup.validation, ten_views=ten_views, what="all"
-    )
+@pytest.mark.parametrize("views", [1, 10])
+def test_labels_are_those_that_the_scores_of_the_split_use(net, files, views):
+    found, unread = predict.predict(net, files, views=views)
+    log = net.setup.evaluator.log_probs(net.params, net.setup.validation, views=views, what="all")
     classes = net.setup.records.manifest.classes
     assert not unread
     assert [file for file, _ in found] == files

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from alexnet_jax import config
+from alexnet_jax.configs import alexnet_2012
 from alexnet_jax.report import planned_in
 from tests.data.conftest import tar_of
 
@@ -161,6 +163,20 @@ def test_the_tree_in_docs_is_that_of_the_package():
     }
     found = {"data/sources/" if name.startswith("data/sources/") else name for name in found}
     assert shown == found
+
+
+def test_every_difference_names_a_test_and_an_option_that_exist():
+    text = (ROOT / "docs/differences.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| |")]
+    assert len(rows) > 30
+    keys = set(config.fixed_values(config.as_dict(config.parse(alexnet_2012.get_config()))))
+    keys |= {"epochs", "evaluate.nine_views_at_end", "evaluate.ten_views_at_end"}
+    keys |= {"policy.patience", "policy.least_improvement", "model.std"}
+    for row in rows:
+        file, _, name = re.search(r"`([\w/.]+)(::)(test_\w+)` \|$", row).groups()
+        assert f"def {name}(" in (ROOT / file).read_text(), row
+        for key in re.findall(r"`((?:data|model|optim|policy|evaluate)\.[\w.]+)`", row):
+            assert key in keys, key
 
 
 def test_the_answers_in_docs_name_what_is_in_their_files():

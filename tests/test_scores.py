@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.data import augment
 from alexnet_jax.training.scores import label_ranks, mean_scores
 from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
@@ -48,40 +47,51 @@ def test_error_rates_are_shares_of_all_images():
 
 @pytest.fixture(scope="module")
 def scored(records):
-    """The validation split's scores by one and by ten views, for several batches and grids."""
+    """The validation split's scores by one, nine and ten views, for several batches and grids."""
 
-    def score(ten_views, **values):
+    def score(views, **values):
         setup = make_setup(make_config(records, **values))
         params = setup.network.init(0)
-        found = setup.evaluator.score(params, setup.validation, ten_views=ten_views, what="test")
+        found = setup.evaluator.score(params, setup.validation, views=views, what="test")
         return setup, params, found
 
     return score
 
 
-def by_hand(setup, params, numbers):
-    """Mean probabilities over the views `numbers`, cut with numpy, network run on one device."""
+def places(views, free):
+    """Top, left and whether it is mirrored, of each of so many views."""
+    half = free // 2
+    if views == 1:
+        return [(half, half, False)]
+    if views == 9:
+        return [(y, x, False) for y in (0, half, free) for x in (0, half, free)]
+    five = [(0, 0), (0, free), (free, 0), (free, free), (half, half)]
+    return [(y, x, mirrored) for mirrored in (False, True) for y, x in five]
+
+
+def by_hand(setup, params, views):
+    """Mean probabilities over so many views, cut with numpy, network run on one device."""
     c, split = setup.config, setup.validation
     images = np.zeros((len(split), split.size, split.size, 3), np.uint8)
     for i, out in enumerate(images):
         split.read(i, out)
     mean, crop, free = setup.records.statistics.mean, c.data.crop, split.size - c.data.crop
     half = free // 2
-    corners = [(0, 0), (0, free), (free, 0), (free, free), (half, half)]
     network = jax.jit(setup.network.bind(jax.device_put(jax.device_get(params))))
     total = 0
-    for number in numbers:
-        y, x = corners[number % 5]
+    for y, x, mirrored in places(views, free):
         view = images[:, y : y + crop, x : x + crop].astype(np.float32)
-        view = view[:, :, ::-1] if number >= 5 else view
+        view = view[:, :, ::-1] if mirrored else view
         view = view - mean[half : half + crop, half : half + crop]  # the 2012 way, as in tiny
         total = total + np.asarray(jax.nn.softmax(network(view)))
-    return total / len(numbers)
+    return total / views
 
 
-@pytest.mark.parametrize(("ten", "views"), [(False, [augment.CENTRE]), (True, range(10))])
-def test_scores_are_those_of_the_views_cut_by_hand(scored, ten, views):
-    setup, params, found = scored(ten, evaluate__batch=48)  # 512 images: the last batch is partial
+@pytest.mark.parametrize("views", [1, 9, 10])
+def test_scores_are_those_of_the_views_cut_by_hand(scored, views):
+    setup, params, found = scored(
+        views, evaluate__batch=48
+    )  # 512 images: the last batch is partial
     probs, labels = by_hand(setup, params, views), setup.validation.labels
     own = probs[np.arange(len(labels)), labels]
     assert found.images == len(labels) == 512
@@ -92,7 +102,7 @@ def test_scores_are_those_of_the_views_cut_by_hand(scored, ten, views):
 
 
 def test_batches_and_devices_change_nothing(scored):
-    _, _, ours = scored(False, evaluate__batch=48)
+    _, _, ours = scored(1, evaluate__batch=48)
     for values in ({"evaluate__batch": 512}, {"evaluate__batch": 100, "devices": 4}):
-        _, _, other = scored(False, **values)
+        _, _, other = scored(1, **values)
         np.testing.assert_allclose(other, ours, rtol=1e-4, atol=2 / 512)

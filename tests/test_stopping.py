@@ -97,10 +97,10 @@ def test_a_plateau_is_not_counted_twice(records, tmp_path, monkeypatch):
     c = make_config(records, epochs=9, batch=128, evaluate__batch=32, policy=policy)
     score = Evaluator.score
 
-    def interrupted(self, params, split, *, ten_views, **how):
-        if ten_views:
+    def interrupted(self, params, split, *, views, **how):
+        if views == 10:
             os.kill(os.getpid(), signal.SIGTERM)
-        return score(self, params, split, ten_views=ten_views, **how)
+        return score(self, params, split, views=views, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "score", interrupted)

@@ -13,6 +13,7 @@ from alexnet_jax import optim
 from alexnet_jax.benchmark.bench import traced_step
 from alexnet_jax.benchmark.exchanges import Exchange, exchanges
 from alexnet_jax.benchmark.program import step_exchanges
+from alexnet_jax.configs.alexnet_2012 import as_noted
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.model import sharded
 from alexnet_jax.model.towers import DATA, TOWER
@@ -197,8 +198,7 @@ def step_of(setup: Setup):
 
 def losses_and_params(records, **values):
     """Each image's loss at each of 20 steps; the parameters before, after one, and after all."""
-    phases = [{"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True}]
-    setup = make_setup(make_config(records, batch=32, policy__phases=phases, **values))
+    setup = make_setup(make_config(records, batch=32, policy=as_noted({"rate": 1e-3}), **values))
     batches, placed, hyperparams = step_inputs(setup)
     step, state, losses = step_of(setup), init_state(setup), []
     params = [jax.device_get(state["params"])]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config, optim, train
+from alexnet_jax.configs.alexnet_2012 import as_noted
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
 from alexnet_jax.evaluate import evaluate
@@ -25,7 +26,7 @@ from alexnet_jax.training.scores import RunningScores
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state, restore_state
 from alexnet_jax.training.step import make_step, put_hyperparams
-from tests.conftest import make_config
+from tests.conftest import PHOTOS, make_config
 from tests.runs import lines, saved
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
@@ -99,6 +100,59 @@ def state_and_next_batch(c: config.Config, folder: Path):
         step, state, _ = restore_state(setup, checkpoints)
     with closing(placed_batches(setup, step, step + 1)) as batches:
         return jax.device_get((state, next(batches)))
+
+
+def test_a_run_in_two_parts_resumes_in_both_as_if_it_had_not_stopped(records, tmp_path):
+    """100 images for two epochs, then all 256. The batches of steps 4 and 7 lie in two epochs."""
+    policy = as_noted(
+        {"rate": 1e-2, "biases": {"all": 0.02}, "images": 100},
+        {"epoch": 2, "rate": 1e-3, "images": 0},
+    )
+    values = {"epochs": 3, "policy": policy, "data__chunk": 8, "data__order": "fixed"} | LAST
+    fit(make_config(records, **values), tmp_path / "whole")
+    for steps in (3, 7, 10):
+        fit(make_config(records, **values | {"steps": steps}), tmp_path / "parts")
+        assert saved(make_config(records, **values), tmp_path / "parts").step == steps
+    fit(make_config(records, **values), tmp_path / "parts")
+    whole, parts = (saved(make_config(records, **values), tmp_path / n) for n in ("whole", "parts"))
+    assert whole.step == parts.step == -(-(2 * 100 + 256) // 32)
+    assert_same(parts.state, whole.state)
+    scored = [line for line in read_metrics(tmp_path / "whole") if "val/loss" in line]
+    # Epochs end after 100, 200 and 456 images.
+    assert [line["step"] for line in scored] == [4, 7, 15]
+    assert [line["opt/lr"] for line in scored] == [1e-2, 1e-2, 1e-3]
+
+
+def test_a_part_of_images_that_are_sorted_by_class_is_refused(tmp_path):
+    for place in ("train/hat", "train/shoe", "validation/hat", "validation/shoe"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(PHOTOS / "hat.jpg", tmp_path / "photos" / place / f"{number}.jpg")
+    prepare(f"folder:{tmp_path / 'photos'}", tmp_path / "sorted", size=72, format="raw")
+    c = make_config(tmp_path / "sorted", policy=as_noted({"rate": 0.1, "images": 3}))
+    with pytest.raises(UserError, match="have 1 of 2 classes, so they are sorted by class"):
+        make_setup(c)
+
+
+def test_a_workdir_of_version_0_1_resumes(records, whole, tmp_path):
+    """Its config.json lacks the keys that are new since, and its policy has saved an error rate."""
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    shutil.rmtree(old / workdir.CHECKPOINTS / "00000012")
+    values = json.loads((old / "config.json").read_text())
+    for section, added in config.ADDED.items():
+        for key in added:
+            del values[section][key]
+    for phase in values["policy"]["phases"]:
+        for key in config.ADDED_TO_PHASES:
+            del phase[key]
+    (old / "config.json").write_text(json.dumps(values))
+    fit(make_config(records, steps=12, checkpoint_every=6, **LAST), old)
+    c = make_config(records, **LAST)
+    assert_same(saved(c, old), saved(c, whole))
+    changed = make_config(records, steps=12, data__chunk=32, **LAST)
+    with pytest.raises(UserError, match=r"it differs in data\.chunk"):
+        fit(changed, old)
 
 
 def test_the_lines_of_metrics(whole):
@@ -181,11 +235,8 @@ def test_the_plateau_ends_the_run_and_is_part_of_the_checkpoint(records, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(records, tmp_path):
-    phases = [
-        {"epoch": 0, "rate": 1e-3, "layers": {}, "lighting": True},
-        {"epoch": 1, "rate": 1e9, "layers": {}, "lighting": True},
-    ]
-    c = make_config(records, epochs=4, policy__phases=phases, **LAST)
+    policy = as_noted({"rate": 1e-3}, {"epoch": 1, "rate": 1e9})
+    c = make_config(records, epochs=4, policy=policy, **LAST)
     with pytest.raises(UserError, match=r"the loss is .*the checkpoint of step 8 is kept"):
         fit(c, tmp_path)
     assert saved(c, tmp_path).step == 8
@@ -194,11 +245,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(r
 
 def test_weights_that_are_not_finite_are_never_saved(records, tmp_path):
     """The last step before a checkpoint can spoil the weights without having seen a bad loss."""
-    phases = [
-        {"epoch": 0, "rate": 0.0, "layers": {}, "lighting": True},
-        {"epoch": 1.5, "rate": 1e38, "layers": {}, "lighting": True},  # the 13th step
-    ]
-    values = {"checkpoint_every": 13, "policy__phases": phases, "optim__weight_decay": 1e6}
+    policy = as_noted({"rate": 0.0}, {"epoch": 1.5, "rate": 1e38})  # the 13th step
+    values = {"checkpoint_every": 13, "policy": policy, "optim__weight_decay": 1e6}
     c = make_config(records, epochs=4, **values, **LAST)
     with pytest.raises(UserError, match=r"weights are not finite.*step 8 is kept"):
         fit(c, tmp_path)
@@ -313,7 +361,7 @@ def test_the_masks_of_two_steps_differ(records):
     batch = put_batch(setup.network.mesh, next(batches), 32)
     batches.close()
     c = setup.config
-    hyperparams = put_hyperparams(setup.network, c.optim, optim.Hyperparams(0.0, {}, True))
+    hyperparams = put_hyperparams(setup.network, c.optim, optim.Hyperparams(0.0, {}, {}, True))
     step = make_step(setup.network, c.optim, c.data, batch=32, seed=0)
     state, losses = init_state(setup), []
     for _ in range(2):

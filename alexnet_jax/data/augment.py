@@ -15,8 +15,13 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt8
 from alexnet_jax.config import Data, Lighting
 from alexnet_jax.data.layout import Statistics
 
-VIEWS = 10  # of a test image: four corners and the centre, then their mirror images
 CENTRE = 4  # the number of the view that one-view error rates use
+VIEWS = {1: (CENTRE,), 9: (0, 10, 1, 11, CENTRE, 12, 2, 13, 3), 10: tuple(range(10))}
+"""The numbers of the views of a test image whose softmax outputs are averaged; see `view`.
+
+Ten: four corners and the centre, and their mirror images (§4.1). Nine: three rows of three crops,
+as in the authors' code for CIFAR-10.
+"""
 
 # Of the training images of ILSVRC-2012. The standard deviations, in grey levels along the principal
 # components, are from the statistics that came with the 2012 code. The components (columns; rows
@@ -90,24 +95,27 @@ def view(
     data: Data,
     number: ArrayLike,
 ) -> Float32[Array, "b crop crop 3"]:
-    """One of the ten views of test images (§4.1), minus the mean image as in `train_input`.
+    """One of the views of test images (§4.1), minus the mean image as in `train_input`.
 
     Args:
       images: test images.
       mean: the mean image, grey levels.
       data: its crop and mean are used.
-      number: 0 to 9; may be traced. 0 to 3: the crops at top left, top right, bottom left, bottom
-        right; 4 (`CENTRE`): at the centre; 5 to 9: the mirror images of 0 to 4.
+      number: 0 to 13; may be traced. 0 to 3: the crops at top left, top right, bottom left, bottom
+        right; 4 (`CENTRE`): at the centre; 5 to 9: the mirror images of 0 to 4; 10 to 13: the crops
+        in the middle of the top, left, right and bottom edge.
 
     Returns:
       float32 [b, crop, crop, 3], grey levels.
     """
     free = images.shape[1] - data.crop
     half = free // 2
-    corners = jnp.array([(0, 0), (0, free), (free, 0), (free, free), (half, half)])
-    corner = corners[jnp.asarray(number) % 5]
+    ten = 2 * [(0, 0), (0, free), (free, 0), (free, free), (half, half)]
+    edges = [(0, half), (half, 0), (half, free), (free, half)]
+    number = jnp.asarray(number)
+    corner = jnp.array(ten + edges)[number]
     crops = jax.vmap(lambda image: _cut(image, corner, data.crop))(images)
-    return _subtract_mean(crops, corner[None], jnp.asarray(number) >= 5, mean, data)
+    return _subtract_mean(crops, corner[None], (number >= 5) & (number < 10), mean, data)
 
 
 def _subtract_mean(

@@ -5,6 +5,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+LONGEST = 64  # of a longer image, so many times as long as wide, the ends are cut off first
 MAX_PIXELS = 2**28  # a larger JPEG is treated as a decompression bomb; for cv2 see __init__.py
 
 
@@ -44,13 +45,13 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 def centre_square(
     image: UInt8[np.ndarray, "height width 3"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The central square of `image`, with its side rescaled to `size` (§2).
+    """`image` with its shorter side rescaled to `size`, and of that the central square (§2).
 
-    The paper rescales the whole image and then cuts. Here the square is cut first, so that an image
-    of 10 x 10,000 pixels needs little memory. The results differ slightly: if the sides differ by
-    an odd number, the square lies half a source pixel off the centre; and at the cut edges no
-    pixels beyond the square are used. Shrinking averages areas, so it does not alias; enlarging is
-    bicubic.
+    The whole image is rescaled and then cut, as in the paper and in cuda-convnet2, the authors'
+    later code, whose kernels and rounding these are. So of an odd excess the square is half a pixel
+    of the result off the centre. Shrinking averages areas, so it does not alias; enlarging is
+    bicubic. Of an image that is more than 64 times as long as wide the middle is cut out first, so
+    that one of 10 x 10,000 pixels needs little memory.
 
     Args:
       image: uint8 [height, width, 3].
@@ -59,11 +60,15 @@ def centre_square(
     Returns:
       uint8 [size, size, 3].
     """
-    height, width, _ = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[top : top + side, left : left + side]
-    if side == size:
-        return square
-    kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return cv2.resize(square, (size, size), interpolation=kernel)
+    side = min(image.shape[:2])
+    image = _middle(image, *(min(n, LONGEST * side + (n - side) % 2) for n in image.shape[:2]))
+    if side != size:
+        height, width = (int(size / side * n + 0.5) for n in image.shape[:2])
+        kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+        image = cv2.resize(image, (width, height), interpolation=kernel)
+    return _middle(image, size, size)
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]

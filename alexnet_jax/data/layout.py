@@ -31,7 +31,10 @@ from alexnet_jax.runtime.errors import UserError
 
 Format = Literal["jpeg", "raw"]
 
-VERSION = 1
+VERSION = 2
+OLD = {1: "the squares were cut before scaling, as version 0.1 did"}
+"""Earlier versions that can be read, and how their images differ."""
+
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 BEGUN = "begun.json"
@@ -62,7 +65,7 @@ class Manifest:
     """What a folder of records holds.
 
     Attributes:
-      version: of the layout.
+      version: of the layout and of the way in which images are scaled and cut; see `OLD`.
       source: the value of ``prepare --source``.
       format: 'jpeg' or 'raw'.
       size: side of the square images, pixels.
@@ -83,6 +86,12 @@ class Manifest:
     skipped: tuple[str, ...]
     statistics: File
     hash: str
+
+    def note(self) -> str:
+        """How the images of an earlier version differ; "" for those of this one."""
+        if self.version == VERSION:
+            return ""
+        return f"layout {self.version}: {OLD[self.version]}"
 
     def files(self) -> list[File]:
         """All files but the manifest itself."""
@@ -135,7 +144,8 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
     Raises:
       UserError: the folder was begun with other options or images, or holds something else.
     """
-    values = dataclasses.asdict(options) | {"pictures": images}  # the key has its name since 0.1
+    # The key 'pictures' has its name since 0.1.
+    values = dataclasses.asdict(options) | {"pictures": images, "version": VERSION}
     if (folder / BEGUN).is_file():
         begun = read_begun(folder)
         options.require_same(folder, "begun", begun)
@@ -151,11 +161,17 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
 
 
 def read_begun(folder: Path) -> dict[str, Any]:
-    """The values in begun.json: those of `PrepareOptions`, and the hash of the list of images."""
+    """The values in begun.json: those of `PrepareOptions`, the hash of the list of images, and the
+    version of the layout."""
     with refuse_damage(folder / BEGUN):
         values = json.loads((folder / BEGUN).read_text())
-        if values.keys() != {"source", "size", "format", "pictures"}:
+        if values.keys() - {"version"} != {"source", "size", "format", "pictures"}:
             raise ValueError(f"it has the keys {', '.join(values)}")
+        if values.get("version", 1) != VERSION:  # 1 was not written
+            raise UserError(
+                f"{folder} was begun by another version of this program, whose images differ; "
+                f"delete it and prepare it again"
+            )
         return values
 
 
@@ -177,10 +193,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     with refuse_damage(path):
         values = json.loads(path.read_text())
-        if values["version"] != VERSION:
+        if values["version"] not in (*OLD, VERSION):
             raise UserError(
-                f"{path} has layout {values['version']}, this program reads layout {VERSION}; "
-                f"delete {folder} and prepare it again"
+                f"{path} has layout {values['version']}, this program reads layouts 1 and "
+                f"{VERSION}; delete {folder} and prepare it again"
             )
         if values.pop("seal", None) != json_checksum(values):
             raise ValueError("it has changed since it was written")

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import grain
 import jax
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 
 from alexnet_jax.config import Data
 from alexnet_jax.data import cores
+from alexnet_jax.data.epochs import Epochs, Stretch
 from alexnet_jax.data.records import Split
 
 Batch = dict[str, np.ndarray]
@@ -24,19 +25,31 @@ Rows = Sequence[tuple[int, int]]  # (start, stop) ranges of the global batch
 
 
 def train_batches(
-    split: Split, data: Data, *, batch: int, seed: int, rows: Rows, first_step: int = 0
+    split: Split,
+    data: Data,
+    *,
+    batch: int,
+    seed: int,
+    rows: Rows,
+    first_step: int = 0,
+    order: Epochs | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Endless training batches (§4.1), in a new order for each epoch, every image once in each.
+    """Endless training batches (§4.1), every image once in each epoch.
+
+    The order is new for each epoch; or always that of the first, if ``data.order`` is 'fixed'.
+    Each image has a crop and a mirror of its own, or shares them with the other images of its
+    chunk: in an epoch the first ``data.chunk`` images are one, the next are another.
 
     Reading ahead begins when the first batch is asked for. Close the iterator after use.
 
     Args:
       split: the training images. A batch may reach into the next epoch, or be larger than `split`.
-      data: its crop, random_crop, mirror and threads (0: one for each core) are used.
+      data: its crop, random_crop, mirror, order, chunk and threads (0: one for each core) are used.
       batch: images in a global batch.
       seed: of the order and of all that is drawn; 0 to 2^32 - 1.
       rows: the (start, stop) ranges of the global batch to read here, concatenated to b rows.
       first_step: the number of the first batch.
+      order: the epochs; None: all have all images of `split`.
 
     Yields:
       image: uint8 [b, crop, crop, 3], not mirrored.
@@ -50,13 +63,18 @@ def train_batches(
       UserError: while iterating, at a damaged record.
     """
     row, free = _row_numbers(rows), split.size - data.crop
+    order = order or Epochs(len(split))
 
     def read(step: int, rng: np.random.Generator) -> Batch:
-        indices = _in_random_order(step * batch, batch, len(split), seed)[row]
+        stretches = list(order.stretches(step * batch, batch))
+        indices = _in_order(stretches, seed, fixed=data.order == "fixed")[row]
         # Everything is always drawn, so switching off one option does not change the other draws.
         corner = rng.integers(0, free + 1, (batch, 2), np.int32)[row]
         mirror = rng.random(batch)[row] < 0.5
         light = rng.standard_normal((batch, 3), np.float32)[row]
+        if data.chunk > 1:
+            shared = _drawn_for_chunks(stretches, seed, data.chunk, free)
+            corner, mirror = (drawn[row] for drawn in shared)
         if not data.random_crop:
             corner[:] = free // 2
         if not data.mirror:
@@ -128,15 +146,39 @@ def _read_ahead(batches: grain.MapDataset, threads: int) -> grain.DatasetIterato
     return iter(batches.to_iter_dataset(options))
 
 
-def _in_random_order(start: int, count: int, images: int, seed: int) -> Int32[np.ndarray, " count"]:
-    """The images at the places `start` to `start + count` of the endless order of training.
+def _in_order(
+    stretches: Sequence[Stretch], seed: int, *, fixed: bool
+) -> Int32[np.ndarray, " images"]:
+    """The images of some stretches of the training.
 
     Grain's `shuffle` computes one index at a time, in 11 microseconds for ImageNet and in 70 for a
     set of 500 images: up to half of the time that it takes to read a raw image.
     """
-    epochs, places = np.divmod(np.arange(start, start + count), images)
-    drawn = [_permutation(images, seed, e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
+    drawn = [
+        _permutation(one.images, seed, 0 if fixed else one.epoch)[
+            one.places.start : one.places.stop
+        ]
+        for one in stretches
+    ]
     return np.concatenate(drawn)
+
+
+def _drawn_for_chunks(
+    stretches: Sequence[Stretch], seed: int, chunk: int, free: int
+) -> tuple[Int32[np.ndarray, "images 2"], Bool[np.ndarray, " images"]]:
+    """Corners and mirrors that depend on the epoch and on the chunk in it alone.
+
+    So they are the same for all images of a chunk, also of one that lies in two batches.
+    """
+    corners, mirrors = [], []
+    for one in stretches:
+        chunks, counts = np.unique(np.asarray(one.places) // chunk, return_counts=True)
+        for number, count in zip(chunks.tolist(), counts.tolist(), strict=True):
+            # Numbers from 1: numpy's generator takes (seed, epoch, 0) for (seed, epoch).
+            rng = np.random.default_rng((seed, one.epoch, number + 1))
+            corners.append(np.tile(rng.integers(0, free + 1, 2, np.int32), (count, 1)))
+            mirrors.append(np.full(count, rng.random() < 0.5))
+    return np.concatenate(corners), np.concatenate(mirrors)
 
 
 @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch

@@ -59,9 +59,12 @@ def layers_of(c: config.Config) -> list[Layer]:
         *kernel, units = network.shapes[row.layer]["kernel"].shape
         last, meets = row.layer == c.model.names[-1], row.sees == "both towers"
         output = (*row.output[:-1], units if last else units // c.model.towers)
-        # All convolutions but the first keep the side of the maps that they see.
         convolves = len(output) == 3
-        seen = output[0] if convolves else getattr(module, row.layer).kernel.axes["height"]
+        if convolves:  # conv1, before which nothing is pooled, is as one that keeps the side
+            zeros = c.model.padding.get(row.layer, kernel[0] // 2)
+            seen = output[0] + kernel[0] - 1 - 2 * zeros
+        else:
+            seen = getattr(module, row.layer).kernel.axes["height"]
         pooled, side = seen if seen < side else 0, output[0] if convolves else 0
         # A device sends its half of what the layer sees, or its part of the logits, in float32.
         numbers = units if last else math.prod(output[:-1]) * kernel[-1] // 2

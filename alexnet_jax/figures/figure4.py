@@ -94,7 +94,7 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
     net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
     images = _read_some(split, 8)
-    log = net.setup.evaluator.log_probs_of(net.params, images, ten_views=True)
+    log = net.setup.evaluator.log_probs_of(net.params, images, views=10)
     truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
     return draw_guesses(best_guesses(images, np.exp(log), classes, truths))
 

@@ -1,6 +1,7 @@
 """The network of Fig. 2: eight layers in two towers, which meet before layers 3, 6 and 7."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class AlexNet(nnx.Module):
         x = out["conv5"] = self.conv5(x, relu)  # [b, 13, 13, 256_tower]
         x = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
+            x = self.meet(x, "conv6")
             x = out["conv6"] = self.conv6(x, relu)  # [b, 6, 6, 256_tower]
 
         x = self.meet(x, "fc6")  # [b, 6, 6, 256]
@@ -108,10 +110,9 @@ class AlexNet(nnx.Module):
             name = f"conv{number}"
             if name == c.without:
                 return LeftOut(seen)
-            here = maps[number - 1], c.towers
+            sizes, zeros = (window, seen, maps[number - 1], c.towers), c.padding.get(name)
             form = forms.get(name, DEFAULT)
-            how = {"grouped": form.grouped, "following": form.then}
-            return Conv(initial(name), window, seen, *here, stride=stride, **how)
+            return Conv(initial(name), *sizes, stride=stride, zeros=zeros, form=form)
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""
@@ -122,7 +123,7 @@ class AlexNet(nnx.Module):
         self.conv3 = conv(3, 3, self.conv2.units * seen_by("conv3"))
         self.conv4 = conv(4, 3, self.conv3.units)
         self.conv5 = conv(5, 3, self.conv4.units)
-        self.conv6 = conv(6, 3, self.conv5.units) if len(maps) == 6 else None
+        self.conv6 = conv(6, 3, self.conv5.units * seen_by("conv6")) if len(maps) == 6 else None
         last, side = self.conv6 or self.conv5, _last_side(c, crop)
         seen = (side, side, last.units * seen_by("fc6"))
         self.fc6 = Dense(initial("fc6"), seen, n6, c.towers)
@@ -131,7 +132,10 @@ class AlexNet(nnx.Module):
 
         self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
         self.activation = ACTIVATIONS[c.activation]
-        self.max_pool = ops.MaxPool(c.pool_window, c.pool_stride)
+        self.max_pool: ops.Operation = ops.MaxPool(c.pool_window, c.pool_stride)
+        if c.pool_over_edges:
+            pool = partial(ops.max_pool_over_edges, window=c.pool_window, stride=c.pool_stride)
+            self.max_pool = pool
         self.lrn_before_relu = "conv1" in c.lrn.before_activation
         self.lrn1 = _after(ops.Lrn, c.lrn, "conv1", c)
         self.lrn2 = _after(ops.Lrn, c.lrn, "conv2", c)
@@ -155,9 +159,20 @@ def _per_tower(count: int, c: config.AlexNet) -> int:
 
 def _last_side(c: config.AlexNet, crop: int) -> int:
     """The side of the maps that fc6 sees: 6 pixels at full size."""
-    side = (crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1
-    for _ in range(3):
-        side = (side - c.pool_window) // c.pool_stride + 1
-    if side < 1:
+
+    def convolved(side: int, number: int) -> int:
+        name, window = f"conv{number}", 5 if number == 2 else 3
+        there = number <= len(c.kernels) and name != c.without
+        return side + 2 * c.padding.get(name, window // 2) - window + 1 if there else side
+
+    def pooled(side: int) -> int:
+        beyond = c.pool_stride - 1 if c.pool_over_edges else 0
+        return (side - c.pool_window + beyond) // c.pool_stride + 1
+
+    side = pooled((crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1)
+    sides = [side, side := pooled(convolved(side, 2))]
+    side = convolved(convolved(side, 3), 4)
+    sides += [side, side := pooled(convolved(side, 5)), side := convolved(side, 6)]
+    if min(sides) < 1:
         raise UserError(f"data.crop={crop} is too small: no pixel is left after three poolings")
     return side

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from alexnet_jax.model import ops, towers
+from alexnet_jax.model.forms import DEFAULT, LayerForm
 from alexnet_jax.model.towers import TOWER, Towers
 
 Axes = Mapping[str, int]
@@ -61,7 +62,7 @@ class TowerLayer(nnx.Module):
     towers: int
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array]
-    following: ops.Form | None = None  # how `then` computes; None: as the platform does
+    form = DEFAULT
 
     def in_each(
         self,
@@ -89,7 +90,7 @@ class TowerLayer(nnx.Module):
     def then(self, x: Towers, *operations: ops.Operation | None) -> Towers:
         """`operations` on what this layer gave, one after the other, in each tower by itself."""
         with jax.named_scope(self.name):
-            return [ops.chain(one, *operations, form=self.following) for one in x]
+            return [ops.chain(one, *operations, form=self.form.then) for one in x]
 
 
 class Conv(TowerLayer):
@@ -104,12 +105,23 @@ class Conv(TowerLayer):
         towers: int,
         *,
         stride: int = 1,
-        grouped: bool | None = None,
-        following: ops.Form | None = None,
+        zeros: int | None = None,
+        form: LayerForm = DEFAULT,
     ) -> None:
-        """`grouped`: one convolution for all towers on a device; None: as the platform does."""
-        self.name, self.towers, self.units, self.stride = initial.name, towers, maps, stride
-        self.grouped, self.following = grouped, following
+        """The tower's share of a convolution.
+
+        Args:
+          initial: its name and first values.
+          window: side of its kernels, pixels.
+          seen: maps that each kernel sees.
+          maps: kernels of each tower.
+          towers: of the network.
+          stride: pixels.
+          zeros: at each edge of what it sees; None: see `ops.conv_padding`.
+          form: how it and what follows it are computed.
+        """
+        self.name, self.towers, self.units = initial.name, towers, maps
+        self.stride, self.zeros, self.form = stride, zeros, form
         axes = {"height": window, "width": window, "in": seen, "out": towers * maps}
         self.kernel = initial.weights(axes, split="out")
         self.bias = initial.biases({"out": towers * maps}, split="out")
@@ -126,7 +138,8 @@ class Conv(TowerLayer):
         """
 
         def product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            return ops.add_bias(before_bias(ops.convolve(x, kernel, self.stride)), bias)
+            convolved = ops.convolve(x, kernel, self.stride, self.zeros)
+            return ops.add_bias(before_bias(convolved), bias)
 
         return self.then(self.in_each(product, x, together=self._together(x)), *following)
 
@@ -137,8 +150,8 @@ class Conv(TowerLayer):
         gradient of a grouped convolution takes eleven times as long. On a GPU splitting its output
         would be a pass over memory: 1.2 GB of conv1 at batch 1024.
         """
-        if self.grouped is not None:
-            return self.grouped
+        if self.form.grouped is not None:
+            return self.form.grouped
         return len(x) == 1 and ops.platform() != "gpu"
 
 

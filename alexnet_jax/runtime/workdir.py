@@ -167,4 +167,4 @@ def _read(workdir: Path) -> dict[str, object]:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a config; restore it or remove the workdir")
-    return values
+    return config.completed(values)

@@ -3,27 +3,29 @@
 from typing import NamedTuple
 
 from alexnet_jax import config
+from alexnet_jax.data.epochs import Epochs
 
 
 class Plan(NamedTuple):
-    """What is due after a step of a run with config `c` on so many training images."""
+    """What is due after a step of a run with config `c`, whose images lie in `order`."""
 
     c: config.Config
-    images: int
+    order: Epochs
 
     @property
     def last(self) -> int:
         """The step that ends the run, unless its policy ends it before."""
-        last = -(-self.c.epochs * self.images // self.c.batch)
+        last = -(-self.order.place(self.c.epochs) // self.c.batch)
         return min(last, self.c.steps) if self.c.steps else last
 
     def epochs(self, step: int) -> float:
         """Epochs done after `step`."""
-        return step * self.c.batch / self.images
+        return self.order.done(step * self.c.batch)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether `step` takes the last image of an epoch."""
-        return step * self.c.batch // self.images > (step - 1) * self.c.batch // self.images
+        batch = self.c.batch
+        return self.order.whole(step * batch) > self.order.whole((step - 1) * batch)
 
     def evaluates(self, step: int) -> bool:
         """Whether the validation split is scored after `step`."""

@@ -1,11 +1,11 @@
-"""Error rates over a whole split: of the centre crop, or of ten views of each image (§4.1)."""
+"""Error rates over a whole split: of the centre crop, or of several views of each image (§4.1)."""
 
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from alexnet_jax.optim import Params
 from alexnet_jax.runtime.sharding import check_batch, fetch, local_rows, put_batch
 from alexnet_jax.runtime.terminal import progress_bar
 
+Views = Literal[1, 9, 10]
+"""How many views of each image are averaged; `augment.VIEWS` has them."""
+
 IN_FLIGHT = 2  # batches or steps that the devices have begun: enough to keep them busy
 
 
@@ -34,6 +37,11 @@ class Scores(NamedTuple):
     top1_error: float
     top5_error: float
     images: int
+
+    @property
+    def wrong(self) -> int:
+        """How many images have a wrong best label."""
+        return round(self.top1_error * self.images)
 
     def named(self, prefix: str) -> dict[str, float]:
         """As metrics: 'val/top1_error' and so on."""
@@ -55,10 +63,10 @@ class ImageScores(NamedTuple):
 
 
 class Evaluator:
-    """Scores splits. Each of the two ways is compiled once, when it is first used.
+    """Scores splits. Each number of views is compiled once, when it is first used.
 
-    With one view, the network sees the centre crop. With ten, the softmax outputs for the four
-    corners, the centre and their mirror images are averaged (§4.1).
+    With one view, the network sees the centre crop. With ten (§4.1) or nine, the softmax outputs
+    for the views in `augment.VIEWS` are averaged.
     """
 
     def __init__(
@@ -67,15 +75,17 @@ class Evaluator:
         """`mean` is the mean image; `batch` the number of images in a batch over all devices."""
         self._network, self._mean, self._data, self._batch = network, mean, data, batch
         inputs, rows = (network.specs, P(), network.spec(DATA)), network.spec(DATA)
-        looks = [partial(self._view_batch, ten_views) for ten_views in (False, True)]
-        self._look = [network.jit(network.shard_map(look, inputs, rows)) for look in looks]
+        self._look = {
+            views: network.jit(network.shard_map(partial(self._view_batch, views), inputs, rows))
+            for views in get_args(Views)
+        }
 
     def score(
         self,
         params: Params,
         split: Split,
         *,
-        ten_views: bool,
+        views: Views,
         what: str,
         check: Callable[[], None] = lambda: None,
     ) -> Scores:
@@ -84,23 +94,23 @@ class Evaluator:
         The results stay on the devices until the end, and are fetched once. `check` is called
         before each batch; an exception from it ends the evaluation.
         """
-        found = [scores for scores, _ in self._batches(params, split, ten_views, what, check)]
+        found = [scores for scores, _ in self._batches(params, split, views, what, check)]
         losses, ranks = (np.concatenate(part) for part in zip(*fetch(found), strict=True))
         return mean_scores(losses[: len(split)], ranks[: len(split)])
 
     def log_probs(
-        self, params: Params, split: Split, *, ten_views: bool, what: str
+        self, params: Params, split: Split, *, views: Views, what: str
     ) -> Float[np.ndarray, "n classes"]:
         """The logarithms of the probabilities of all classes for every image: float32.
 
         They may need more memory than the devices have. So each batch is fetched when it is done,
         while the devices compute the next two.
         """
-        batches = self._batches(params, split, ten_views, what, lambda: None)
+        batches = self._batches(params, split, views, what, lambda: None)
         return np.concatenate([fetch(log_probs) for _, log_probs in batches])[: len(split)]
 
     def log_probs_of(
-        self, params: Params, images: np.ndarray, *, ten_views: bool
+        self, params: Params, images: np.ndarray, *, views: Views
     ) -> Float[np.ndarray, "n classes"]:
         """As `log_probs`, for images that are in no split: uint8 [n, size, size, 3].
 
@@ -110,10 +120,10 @@ class Evaluator:
         check_batch(self._network.mesh, len(images), "the number of images")
         batch = {"image": images, "label": np.zeros(len(images), np.int32)}
         placed = put_batch(self._network.mesh, batch, len(images))
-        return fetch(self._look[ten_views](params, self._mean, placed)[1])
+        return fetch(self._look[views](params, self._mean, placed)[1])
 
     def _batches(
-        self, params: Params, split: Split, ten_views: bool, what: str, check: Callable[[], None]
+        self, params: Params, split: Split, views: Views, what: str, check: Callable[[], None]
     ) -> Iterator[tuple[ImageScores, jax.Array]]:
         """What `_view_batch` returns for each batch of `split`, on the devices, when it is done."""
         mesh, in_flight = self._network.mesh, deque[tuple[ImageScores, jax.Array]]()
@@ -121,13 +131,13 @@ class Evaluator:
         with closing(batches):
             for batch, _ in batches:
                 check()
-                in_flight.append(self._look[ten_views](params, self._mean, batch))
+                in_flight.append(self._look[views](params, self._mean, batch))
                 if len(in_flight) > IN_FLIGHT:
                     yield jax.block_until_ready(in_flight.popleft())
         yield from in_flight
 
     def _view_batch(
-        self, ten_views: bool, params: Params, mean: jax.Array, batch: dict[str, jax.Array]
+        self, views: Views, params: Params, mean: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[ImageScores, jax.Array]:
         """The scores and the log_probs [b, classes] of a batch of `device_batches`."""
         network, labels = self._network.bind(params), batch["label"]
@@ -136,11 +146,11 @@ class Evaluator:
             view = augment.view(batch["image"], mean, self._data, number)
             return jax.nn.log_softmax(network(view))
 
-        if ten_views:  # one after the other: all at once would need ten times the memory
-            views = jax.lax.map(look, jnp.arange(augment.VIEWS))
-            log_probs = jax.nn.logsumexp(views, axis=0) - jnp.log(augment.VIEWS)
-        else:
+        if views == 1:
             log_probs = look(augment.CENTRE)
+        else:  # one after the other: all at once would need ten times the memory
+            seen = jax.lax.map(look, jnp.array(augment.VIEWS[views]))
+            log_probs = jax.nn.logsumexp(seen, axis=0) - jnp.log(views)
         own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
         return ImageScores(-own, label_ranks(log_probs, labels)), log_probs
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import config
 from alexnet_jax.data import augment
+from alexnet_jax.data.epochs import Epochs
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
@@ -30,6 +31,7 @@ class Setup:
       config: the run's.
       records: the prepared images.
       train: the records' split to train on.
+      order: the epochs, which may have a part of it only.
       validation: the records' split to evaluate on.
       network: the network on the config's devices.
       normalization: on every device: 'mean' float32 [size, size, 3], the mean image; 'components'
@@ -40,6 +42,7 @@ class Setup:
     config: config.Config
     records: Records
     train: Split
+    order: Epochs
     validation: Split
     network: ShardedModel
     normalization: dict[str, jax.Array]
@@ -86,11 +89,26 @@ def make_setup(c: config.Config) -> Setup:
         c,
         records,
         train,
+        _make_order(c.policy, train),
         validation,
         network,
         {"mean": mean, "components": replicate(network, components)},
         Evaluator(network, mean, c.data, c.evaluate.batch),
     )
+
+
+def _make_order(policy: config.Plateau | config.Schedule, train: Split) -> Epochs:
+    """The epochs. Raises UserError if a part of the images would lack classes."""
+    order = Epochs(len(train), policy)
+    for number, phase in enumerate(policy.phases if isinstance(policy, config.Schedule) else ()):
+        have, all_ = (np.unique(labels) for labels in (train.labels[: phase.images], train.labels))
+        if phase.images and len(have) < len(all_):
+            raise UserError(
+                f"config.policy.phases[{number}].images={phase.images}: the first images of the "
+                f"training split have {len(have)} of {len(all_)} classes, so they are sorted by "
+                f"class; prepare a source with another order, or set images to 0, for all"
+            )
+    return order
 
 
 def replicate(network: ShardedModel, tree: Any) -> Any:

@@ -56,6 +56,8 @@ def make_data():
             "random_crop": True,
             "mirror": True,
             "mean": "crop",
+            "order": "random",
+            "chunk": 1,
             "lighting": Lighting(**light | (lighting or {})),
             "threads": 2,
         }

@@ -107,7 +107,7 @@ def test_ten_views(mean, statistics, make_data):
     images = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
     arrays = jnp.array(images), jnp.array(statistics.mean)
     one = jax.jit(lambda number: augment.view(*arrays, data, number))
-    ours = [np.asarray(one(number)) for number in range(augment.VIEWS)]
+    ours = [np.asarray(one(number)) for number in augment.VIEWS[10]]
     m = statistics.mean
     places = [
         (slice(0, 16), slice(0, 16)),
@@ -124,6 +124,19 @@ def test_ten_views(mean, statistics, make_data):
             plain, mirrored = crops - m[4:20, 4:20], crops[:, :, ::-1] - m[4:20, 4:20]
         np.testing.assert_array_equal(ours[number], plain)
         np.testing.assert_array_equal(ours[number + 5], mirrored)
+
+
+def test_nine_views_are_three_rows_of_three_crops_that_are_not_mirrored(statistics, make_data):
+    """As the authors' data provider for CIFAR-10 cuts them, with the centre of the mean."""
+    data, mean = make_data(mean="centre"), statistics.mean[4:20, 4:20]
+    images = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    arrays = jnp.array(images), jnp.array(statistics.mean)
+    one = jax.jit(lambda number: augment.view(*arrays, data, number))
+    ours = [np.asarray(one(number)) for number in augment.VIEWS[9]]
+    places = itertools.product((0, 4, 8), repeat=2)
+    for seen, (top, left) in zip(ours, places, strict=True):
+        crops = images[:, top : top + 16, left : left + 16].astype(np.float32)
+        np.testing.assert_array_equal(seen, crops - mean)
 
 
 def test_odd_margin(statistics, make_data):

@@ -141,7 +141,6 @@ def test_centre_square(shape):
     ours = images.centre_square(image, 256)
     assert ours.shape == (256, 256, 3)
     kernel = Image.Resampling.BOX if min(shape) > 256 else Image.Resampling.BICUBIC
-    # At most half a source pixel apart, which is little in smooth images.
     assert np.abs(ours.astype(int) - by_pillow(image, 256, kernel)).mean() < 1.5
 
 
@@ -153,14 +152,62 @@ def area_weights(before: int, after: int) -> np.ndarray:
     return overlap.clip(0) * after / before
 
 
+def cubic_weights(before: int, after: int) -> np.ndarray:
+    """How much each old pixel adds to each new one when a cubic enlarges: float64 [after, before].
+
+    Keys' kernel with a = -0.75, as in OpenCV; the pixels at the edges are repeated beyond them.
+    """
+    places = (np.arange(after) + 0.5) * before / after - 0.5
+    weights = np.zeros((after, before))
+    for old in range(-2, before + 2):
+        x = np.abs(places - old)
+        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        weights[:, np.clip(old, 0, before - 1)] += np.where(x <= 1, near, np.where(x < 2, far, 0))
+    return weights
+
+
+def scaled_then_cut(image: np.ndarray, size: int) -> np.ndarray:
+    """§2 in float64: the whole image is rescaled, then its central square is cut out."""
+    height, width, _ = image.shape
+    side = min(height, width)
+    of = area_weights if side > size else cubic_weights
+    new = [int(np.floor(size * n / side + 0.5)) for n in (height, width)]
+    rows, columns = (of(*sizes) for sizes in zip((height, width), new, strict=True))
+    top, left = ((n - size) // 2 for n in new)
+    rows, columns = rows[top : top + size], columns[left : left + size]
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, image, optimize=True).clip(0, 255)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # The excess of the photo is odd, that of the rescaled image even or odd, in both ways.
+        *[(300, 401), (401, 300), (375, 500), (333, 500), (257, 600), (281, 500)],
+        *[(100, 131), (131, 100), (61, 300), (61, 3000), (200, 255), (255, 301)],
+    ],
+)
+def test_the_square_is_cut_after_scaling(shape):
+    """Sharp random pixels: where the square lies half a source pixel off, they differ by far more.
+
+    OpenCV rounds the cubic's weights to 1/2048, and both round once more.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    expected = scaled_then_cut(noise, 256)
+    np.testing.assert_allclose(images.centre_square(noise, 256), expected, atol=1.5)
+
+
+def test_of_an_image_that_is_very_long_the_ends_are_cut_off_first():
+    """100 times as long as wide: the same centre, to a small part of a pixel."""
+    image = smooth(20, 2001)
+    expected = scaled_then_cut(image, 64)
+    assert np.abs(images.centre_square(image, 64) - expected).max() < 2
+
+
 @pytest.mark.parametrize("size", [100, 224])
 def test_shrinking_photos_averages_areas(size):
     """`photos` is also what other tests use."""
-    weights = area_weights(256, size)
     for ours, path in zip(photos(size), sorted(PHOTOS.glob("*.jpg")), strict=True):
-        top = (Image.open(path).height - 256) // 2
-        square = pillow(path.read_bytes())[top : top + 256]
-        averaged = np.einsum("yh,xw,hwc->yxc", weights, weights, square, optimize=True)
+        averaged = scaled_then_cut(pillow(path.read_bytes()), size)
         np.testing.assert_allclose(ours, averaged, atol=2)  # two roundings, and that of decoding
 
 

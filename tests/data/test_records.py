@@ -142,9 +142,22 @@ def test_unreadable_manifest(raw_records, tmp_path, text):
 def test_manifest_of_another_layout(raw_records, tmp_path):
     path = copy(raw_records, tmp_path)
     values = json.loads((path / layout.MANIFEST).read_text())
-    (path / layout.MANIFEST).write_text(json.dumps(values | {"version": 2}))
-    with pytest.raises(UserError, match="has layout 2, this program reads layout 1"):
+    (path / layout.MANIFEST).write_text(json.dumps(values | {"version": 3}))
+    with pytest.raises(UserError, match="has layout 3, this program reads layouts 1 and 2"):
         records.open_records(path)
+
+
+def test_records_of_version_0_1_are_read_and_named_as_such(raw_records, tmp_path):
+    path = copy(raw_records, tmp_path)
+    manifest = dataclasses.replace(raw_records.manifest, version=1)
+    layout.write_manifest(path, manifest)
+    opened = records.open_records(path)
+    assert opened.manifest.hash == raw_records.manifest.hash
+    assert (
+        opened.manifest.note()
+        == "layout 1: the squares were cut before scaling, as version 0.1 did"
+    )
+    assert raw_records.manifest.note() == ""
 
 
 def test_damaged_record_is_named(jpeg_records, tmp_path):
@@ -197,13 +210,11 @@ def test_begun_with_other_options(tmp_path):
 
 
 def test_begun_by_version_0_1(tmp_path):
-    """Byte for byte what version 0.1 wrote; its key for the images has kept its name."""
+    """Byte for byte what version 0.1 wrote: its images were cut before they were scaled."""
     values = '{"source": "generated", "size": 64, "format": "raw", "pictures": "abc"}'
     (tmp_path / "begun.json").write_text(values)
-    layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
-    assert (tmp_path / "begun.json").read_text() == values
-    (tmp_path / "begun.json").unlink()
-    layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
+    with pytest.raises(UserError, match=r"begun by another version .* prepare it again"):
+        layout.begin(tmp_path, layout.PrepareOptions("generated", 64, "raw"), "abc")
     assert (tmp_path / "begun.json").read_text() == values
 
 

@@ -94,7 +94,7 @@ def images_of(path: Path, split: str) -> dict[int, tuple[str, np.ndarray]]:
     of, found = opened.split(split), {}
     out = np.zeros((32, 32, 3), np.uint8)
     originals = {
-        seed: cv2.resize(photo(seed)[:, 10:60], (32, 32), interpolation=cv2.INTER_AREA).astype(int)
+        seed: cv2.resize(photo(seed), (45, 32), interpolation=cv2.INTER_AREA)[:, 6:38].astype(int)
         for seed in (*range(len(TRAIN)), 101, 102, 103)
     }
     for index in range(len(of)):

@@ -15,12 +15,15 @@ class TorchAlexNet(TorchNet):
         """Logits [b, classes]. `masks` are those of dropout; None in testing."""
         x = F.pad(x, (0, 3, 0, 3))
         x = self.pool(self.convolve("conv1", x, stride=4))
-        x = self.pool(self.convolve("conv2", x, padding=2, groups=self.c.towers))
-        x = self.convolve("conv3", x, padding=1)
-        x = self.convolve("conv4", x, padding=1, groups=self.c.towers)
-        x = self.pool(self.convolve("conv5", x, padding=1, groups=self.c.towers))
+        own, zeros = self.c.towers, dict.fromkeys(("conv3", "conv4", "conv5", "conv6"), 1)
+        zeros |= {"conv2": 2} | dict(self.c.padding)
+        x = self.pool(self.convolve("conv2", x, padding=zeros["conv2"], groups=own))
+        x = self.convolve("conv3", x, padding=zeros["conv3"])
+        x = self.convolve("conv4", x, padding=zeros["conv4"], groups=own)
+        x = self.pool(self.convolve("conv5", x, padding=zeros["conv5"], groups=own))
         if "conv6" in self.weights:
-            x = self.convolve("conv6", x, padding=1, groups=self.c.towers)
+            groups = 1 if "conv6" in self.c.cross else own
+            x = self.convolve("conv6", x, padding=zeros["conv6"], groups=groups)
         x = x.permute(0, 2, 3, 1).flatten(1)  # maps last, as ours are
         for i, layer in enumerate(("fc6", "fc7")):
             x = self.activate(F.linear(x, self.weights[layer], self.biases[layer]))
@@ -40,7 +43,8 @@ class TorchAlexNet(TorchNet):
         return torch.relu(x) if self.c.activation == "relu" else torch.tanh(x)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool2d(x, self.c.pool_window, self.c.pool_stride)
+        over = self.c.pool_over_edges
+        return F.max_pool2d(x, self.c.pool_window, self.c.pool_stride, ceil_mode=over)
 
     def across_maps(self, x: torch.Tensor) -> torch.Tensor:
         """Each tower by itself; PyTorch divides alpha by the window's size, so it is given more."""

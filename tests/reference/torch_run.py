@@ -26,7 +26,8 @@ from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import MetricsLog
 from alexnet_jax.runtime.terminal import progress_bar, say
-from alexnet_jax.training.scores import Scores, mean_scores
+from alexnet_jax.training.plan import Plan
+from alexnet_jax.training.scores import Scores, Views, mean_scores
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.step import training_input
 from tests.reference.torch_alexnet import TorchAlexNet
@@ -72,15 +73,16 @@ class TorchRun:
             rate = rates[layer]["kernel" if kernel else "bias"]
             decay = o.layer_decay.get(layer, o.weight_decay) if kernel or o.decay_biases else 0.0
             v = self.velocity[name]
-            v.mul_(o.momentum).sub_(rate * (p.grad + decay * p))
-            p.add_(v)
+            if rate:  # as in the 2012 code, a rate of 0 leaves the velocity as it is
+                v.mul_(o.momentum).sub_(rate * (p.grad + decay * p))
+                p.add_(v)
 
-    def score(self, *, ten_views: bool) -> Scores:
+    def score(self, views: Views) -> Scores:
         """The validation split."""
         split, losses, found = self.setup.validation, [], []
         batch = self.c.evaluate.batch
         batches = eval_batches(split, batch=batch, rows=[(0, batch)], threads=self.c.data.threads)
-        numbers = range(augment.VIEWS) if ten_views else [augment.CENTRE]
+        numbers = augment.VIEWS[views]
         with closing(batches):
             for number, one in enumerate(batches):
                 count = min(batch, len(split) - number * batch)  # the last one is filled up
@@ -122,27 +124,28 @@ def run(c: config.Config, folder: Path) -> None:
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     machine = host.describe(jax.devices()[:1]) | {"kind": kind, "torch": torch.__version__}
     workdir.record_start(folder, 0, setup.records.manifest.hash, machine)
-    theirs, images = TorchRun(setup), len(setup.train)
+    theirs = TorchRun(setup)
     policy = optim.make_policy(c.policy)
-    total = -(-c.epochs * images // c.batch)
+    plan = Plan(c, setup.order)
+    total = plan.last
     outcomes: list[tuple] = []
     with closing(MetricsLog(folder, 0)) as log, progress_bar(total, "PyTorch", "steps") as bar:
         for step, batch in enumerate(_batches(setup, total), 1):
-            outcomes.append(theirs.step(batch, policy.hyperparams((step - 1) * c.batch / images)))
+            outcomes.append(theirs.step(batch, policy.hyperparams(plan.epochs(step - 1))))
             bar.update()
-            epochs, values = step * c.batch / images, dict[str, float]()
-            ended = int(epochs) > int((step - 1) * c.batch / images) or step == total
+            epochs, values = plan.epochs(step), dict[str, float]()
+            ended = plan.evaluates(step)
             if ended or step % c.log.every == 0:
                 parts = (np.concatenate(part) for part in zip(*outcomes, strict=True))
                 values |= mean_scores(*parts).named("train")
                 outcomes.clear()
             if ended:
-                one = theirs.score(ten_views=False)
-                policy.observe(one.top1_error)
+                one = theirs.score(1)
+                policy.observe(one.wrong, one.images)
                 values |= one.named("val")
                 say(f"epoch {epochs:.2f}, step {step}: {one.text()}")
             if step == total and c.evaluate.ten_views_at_end:
-                ten = theirs.score(ten_views=True)
+                ten = theirs.score(10)
                 values |= ten.named("val_ten_views")
                 say(f"ten views: {ten.text()}")
             if values:
@@ -152,7 +155,10 @@ def run(c: config.Config, folder: Path) -> None:
 def _batches(setup: Setup, steps: int) -> Iterator[dict[str, np.ndarray]]:
     c = setup.config
     rows = [(0, c.batch)]
-    with closing(train_batches(setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows)) as all_:
+    read = train_batches(
+        setup.train, c.data, batch=c.batch, seed=c.seed, rows=rows, order=setup.order
+    )
+    with closing(read) as all_:
         for _ in range(steps):
             yield next(all_)
 

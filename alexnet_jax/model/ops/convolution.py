@@ -17,13 +17,17 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 Kernel = Float[Array, "rows columns seen maps"]
 
 
-def convolve(x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1) -> Pooled:
-    """The convolution of `x`, without a bias.
+def convolve(
+    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1, zeros: int | None = None
+) -> Pooled:
+    """The convolution of `x`, without a bias, with `zeros` at each edge; None: `conv_padding`.
 
     Where `x` has as many maps as several kernels see, each group of maps has its share of kernels.
     """
     window, _, seen, _ = kernel.shape
     padding = conv_padding(x.shape[1], window, stride), conv_padding(x.shape[2], window, stride)
+    if zeros is not None:
+        padding = (zeros, zeros), (zeros, zeros)
     if platform() == "cpu" and x.shape[-1] == seen <= 4 and stride == 1:
         return _convolve_pairs(x, kernel, padding)
     return convolve_definition(x, kernel, stride, padding)
