@@ -32,7 +32,7 @@ Row = dict[str, Any]
 class Bench(NamedTuple):
     """What is asked for."""
 
-    config: Config  # with records that exist
+    config: Config  # with records that exist, if the section reads any
     batches: tuple[int, ...]
     dtypes: tuple[Any, ...]  # of float32 and bfloat16
     devices: tuple[int, ...]
