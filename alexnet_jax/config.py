@@ -71,7 +71,7 @@ class Lighting:
 class Data:
     """The records that `prepare` writes, and how batches are made from them (§2, §4.1)."""
 
-    source: str  # what `prepare --source` gets
+    source: str  # what `prepare --source` got; KIND:PATH: anything, the records say what
     records: str  # the folder that `prepare --out` writes
     size: PositiveInt  # side of the recorded images, pixels
     format: Literal["jpeg", "raw"]

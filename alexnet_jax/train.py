@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from alexnet_jax import config, optim
+from alexnet_jax.data.origin import check_origin
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.runtime import distributed, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
@@ -73,12 +74,16 @@ def fit(c: config.Config, folder: Path) -> None:
     """Trains the config's network in the workdir `folder`; resumes from its newest checkpoint.
 
     Raises:
-      UserError: records, devices or workdir do not fit the config; or the loss is not finite.
+      UserError: records, devices or workdir do not fit the config, or the records were made of
+        another source than it names; or the loss is not finite.
       Stopped: SIGTERM or SIGINT came. All work is saved; the same call resumes from there.
     """
     setup = make_setup(c)
-    if note := setup.records.manifest.note():
-        say(f"the records in {setup.records.path} are of an earlier version ({note})")
+    c, records = setup.config, setup.records
+    if changed := distributed.on_main_process(lambda: check_origin(records, c.data.source)):
+        say(changed)
+    if note := records.manifest.note():
+        say(f"the records in {records.path} are of an earlier version ({note})")
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
@@ -86,10 +91,9 @@ def fit(c: config.Config, folder: Path) -> None:
         if is_over(run, run.policy) and run.unscored is None:
             say(f"{folder} is trained already, for {run.step} steps; see its {FILE}")
             return
-        records = setup.records.manifest.hash
         machine = host.describe(setup.network.mesh.devices.flatten().tolist())
         distributed.on_main_process(
-            lambda: workdir.record_start(folder, run.step, records, machine)
+            lambda: workdir.record_start(folder, run.step, records.manifest.hash, machine)
         )
         if distributed.process_index() == 0:
             run.log = stack.enter_context(closing(MetricsLog(folder, run.step)))

@@ -43,9 +43,12 @@ def photos(size: int = 224) -> np.ndarray:
 
 
 def make_config(records: Path | str = "no/records", **values: object) -> config.Config:
-    """configs/tiny.py with a small batch, and with `values` by dotted key ('__' for the dot)."""
+    """configs/tiny.py with a small batch, and with `values` by dotted key ('__' for the dot).
+
+    Its source is that of the records, whatever that is.
+    """
     c: ConfigDict = tiny.get_config()
-    c.data.records = str(records)
+    c.data.source, c.data.records = "folder:PATH", str(records)
     c.batch, c.evaluate.batch, c.model.width = 16, 16, 0.125
     with c.unlocked():
         for key, value in values.items():

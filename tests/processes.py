@@ -41,7 +41,13 @@ def free_port() -> int:
 
 def command(records: Path | str, folder: Path | str, *options: str) -> list[str]:
     """Trains a small network in `folder`: 16 steps, two epochs."""
-    values = [f"data.records={records}", "model.width=0.125", "batch=32", "evaluate.batch=32"]
+    values = [
+        "data.source=folder:PATH",
+        f"data.records={records}",
+        "model.width=0.125",
+        "batch=32",
+        "evaluate.batch=32",
+    ]
     values += ["epochs=2", "log.every=3", *options]
     line = [sys.executable, "-m", "alexnet_jax.main", "--config=configs/tiny.py"]
     return [*line, f"--workdir={folder}", *(f"--config.{value}" for value in values)]

@@ -33,6 +33,7 @@ from tests.processes import (
 LAUNCH = ROOT / "launch"
 CRD = SHARED / "jobset_crd.yaml"
 SMALL = ["batch=32", "model.width=0.125", "evaluate.batch=32", "epochs=1", "devices=2", "steps=2"]
+SMALL.append("data.source=folder:PATH")
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def start(records, folder, *options):
     line += ["--config=configs/tiny.py"]
     line += [f"--workdir={folder}", f"--config.data.records={records}", "--config.batch=16"]
     line += ["--config.model.width=0.125", "--config.log.every=1", "--config.epochs=1000", *options]
+    line += ["--config.data.source=folder:PATH"]
     pipe = subprocess.PIPE
     how = {"stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
     return subprocess.Popen(line, cwd=ROOT, **how)

@@ -376,3 +376,18 @@ def test_bfloat16_trains_float32_parameters(records, tmp_path):
     params = saved(c, tmp_path).state["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     assert np.isfinite(read_metrics(tmp_path)[-1]["train/loss"])
+
+
+# --- other data than the config says ------------------------------------------------------------
+
+
+def test_records_of_another_source_are_refused_before_anything_is_written(records, tmp_path):
+    c = make_config(records, data__source="folder:/nowhere")
+    with pytest.raises(UserError, match=r"source=folder:/nowhere, but .* made of generated:256;"):
+        fit(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_knows_its_source_even_if_the_config_left_it_open(records, tmp_path):
+    fit(make_config(records, steps=1, data__source="ilsvrc2012:PATH", **LAST), tmp_path)
+    assert workdir.read_config(tmp_path).data.source == "generated:256"

@@ -1,5 +1,6 @@
 """What every job begins with: the records, and the network on its devices."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.epochs import Epochs
+from alexnet_jax.data.origin import is_open
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
@@ -28,7 +30,7 @@ class Setup:
     """What does not change during a run: its parts, each made from its own section of the config.
 
     Attributes:
-      config: the run's.
+      config: the run's. It names the source of the records, even if that was left open.
       records: the prepared images.
       train: the records' split to train on.
       order: the epochs, which may have a part of it only.
@@ -80,6 +82,9 @@ def make_setup(c: config.Config) -> Setup:
     """
     network = make_network(c)
     records = open_records(c.data.records)
+    if is_open(c.data.source):
+        data = dataclasses.replace(c.data, source=records.manifest.source)
+        c = dataclasses.replace(c, data=data)
     _check_records(records, c.data, c.model.classes)
     distributed.require_same("the records", records.manifest.hash)
     train, validation = records.split("train"), records.split(c.data.validation)

@@ -56,11 +56,16 @@ def class_folders(root: Path, classes: Sequence[str], why: str) -> SourceSplit:
 
 def image_names(folder: Path) -> list[str]:
     """The names of all files in `folder` that are not hidden, sorted."""
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    for name in names:
-        if os.path.isdir(folder / name):
-            raise UserError(f"{folder / name} is a folder where an image should be")
-    return names
+    names = []
+    with os.scandir(folder) as entries:  # which knows what a folder is without asking the disk
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_link = entry.is_symlink()  # it may be a loop
+            if os.path.isdir(entry) if is_link else entry.is_dir():
+                raise UserError(f"{folder / entry.name} is a folder where an image should be")
+            names.append(entry.name)
+    return sorted(names)
 
 
 def subfolders(root: Path) -> list[Path]:
