@@ -48,10 +48,11 @@ def centre_square(
     """`image` with its shorter side rescaled to `size`, and of that the central square (§2).
 
     The whole image is rescaled and then cut, as in the paper and in cuda-convnet2, the authors'
-    later code, whose kernels and rounding these are. So of an odd excess the square is half a pixel
-    of the result off the centre. Shrinking averages areas, so it does not alias; enlarging is
-    bicubic. Of an image that is more than 64 times as long as wide the middle is cut out first, so
-    that one of 10 x 10,000 pixels needs little memory.
+    later code, whose kernels and rounding these are. So the middle of the square is that of the
+    image where the rescaled image exceeds it by an even number of pixels; by an odd number, it is
+    half a pixel of the result before it. Shrinking averages areas, so it does not alias; enlarging
+    is bicubic. Of an image that is more than 64 times as long as wide the middle is cut out first,
+    so that one of 10 x 10,000 pixels needs little memory.
 
     Args:
       image: uint8 [height, width, 3].
@@ -61,7 +62,8 @@ def centre_square(
       uint8 [size, size, 3].
     """
     side = min(image.shape[:2])
-    image = _middle(image, *(min(n, LONGEST * side + (n - side) % 2) for n in image.shape[:2]))
+    # As much from both ends, an even number of pixels in all.
+    image = _middle(image, *(min(n, LONGEST * side + n % 2) for n in image.shape[:2]))
     if side != size:
         height, width = (int(size / side * n + 0.5) for n in image.shape[:2])
         kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC

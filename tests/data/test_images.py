@@ -1,6 +1,7 @@
 """Decoding and centre squares against Pillow: five photos, and every kind of file in ImageNet."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -201,6 +202,24 @@ def test_of_an_image_that_is_very_long_the_ends_are_cut_off_first():
     image = smooth(20, 2001)
     expected = scaled_then_cut(image, 64)
     assert np.abs(images.centre_square(image, 64) - expected).max() < 2
+
+
+def test_the_square_is_at_the_centre_to_half_a_pixel_of_the_result():
+    """A ramp of grey tells by its mean where the square lies; small images and very long ones."""
+    size, found = 64, set()
+    sides = (9, 10, 20, 21, 61, 64, 101, 130)
+    for side, length in itertools.product(sides, (131, 210, 211, 300, 401, 2000, 2001, 9999)):
+        slope = 2 * round(100 / side)  # grey levels for each pixel of the image; even: no rounding
+        away = np.arange(length) - (length - 1) / 2
+        ramp = np.clip(128 + slope * away, 0, 255).astype(np.uint8)
+        image = np.tile(ramp[None, :, None], (side, 1, 3))
+        off = (images.centre_square(image, size).mean() - 128) / slope * size / side
+        odd = (int(size / side * length + 0.5) - size) % 2
+        if length <= 64 * side:  # of a longer one the ends are cut off, which may change `odd`
+            assert off == pytest.approx(-odd / 2, abs=0.06), (side, length)
+        assert min(abs(off), abs(off + 0.5)) < 0.06, (side, length)
+        found.add(odd)
+    assert found == {0, 1}
 
 
 @pytest.mark.parametrize("size", [100, 224])
