@@ -4,6 +4,7 @@ Outside of a mesh the definitions run, on a mesh of CPU devices the fast forms: 
 both.
 """
 
+import itertools
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from jax.test_util import check_grads
 
 from alexnet_jax.config import Formula
 from alexnet_jax.model import ops
+from alexnet_jax.model.ops import pooling
 from alexnet_jax.runtime.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -186,6 +188,58 @@ def test_pooling_and_its_gradient_are_pytorchs(run, window, stride, side, ties):
     np.testing.assert_array_equal(ours, theirs.detach().permute(0, 2, 3, 1))
     (gradient,) = vjp(jnp.asarray(pull.transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(gradient, theirs_in.grad.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+
+
+SIZES = [(1, 2), (3, 7), (8, 10), (24, 9)]
+EDGES = [
+    pytest.param(*one, marks=() if one in ((2, 3), (1, 2), (3, 2)) else pytest.mark.slow)
+    for one in itertools.product((1, 2, 3, 4), (1, 2, 3, 5))
+]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("window", "stride"), EDGES)
+def test_windows_over_the_edges_are_those_of_pytorchs_ceil_mode(
+    window, stride, platform, monkeypatch
+):
+    """Also where a window is smaller than its stride: none lies wholly outside of the image."""
+    functional = pytest.importorskip("torch").nn.functional
+    monkeypatch.setattr(pooling, "platform", lambda: platform)
+    sizes = [one for one in SIZES if min(one) + stride > window]  # others have no window there
+    images = [jnp.asarray(normal(1, *size, 2)) for size in sizes]
+
+    def sums(images, pulls, pool):
+        pooled = [pool(x, window, stride) for x in images]
+        return sum(jnp.vdot(p, y) for p, y in zip(pulls, pooled, strict=True)), pooled
+
+    average = partial(functional.avg_pool2d, count_include_pad=False)
+    for ours, theirs in (
+        (ops.max_pool_over_edges, functional.max_pool2d),
+        (ops.average_pool_over_edges, average),
+    ):
+        inputs = [torch_of(x).requires_grad_() for x in images]
+        expected = [theirs(x, window, stride, ceil_mode=True) for x in inputs]
+        pulls = [normal(*y.shape) for y in expected]
+        for y, pull in zip(expected, pulls, strict=True):
+            y.backward(y.new_tensor(pull))
+        differentiate = jax.jit(jax.grad(partial(sums, pool=ours), has_aux=True))
+        gradients, pooled = differentiate(
+            images, [jnp.asarray(pull.transpose(0, 2, 3, 1)) for pull in pulls]
+        )
+        for found, wanted in (
+            *zip(pooled, expected, strict=True),
+            *zip(gradients, [x.grad for x in inputs], strict=True),
+        ):
+            np.testing.assert_allclose(torch_of(found), wanted.detach(), **NEAR)
+        for size, y in zip(sizes, pooled, strict=True):
+            hang = (ops.hang_over(side, window, stride) for side in size)
+            sides = [(n + over - window) // stride + 1 for n, over in zip(size, hang, strict=True)]
+            assert list(y.shape[1:3]) == sides
+
+
+def torch_of(x: jax.Array):
+    """[b, h, w, maps] as PyTorch has it: [b, maps, h, w]."""
+    return pytest.importorskip("torch").tensor(np.asarray(x).transpose(0, 3, 1, 2))
 
 
 # --- dropout ----------------------------------------------------------------------------------

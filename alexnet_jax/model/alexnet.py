@@ -166,8 +166,9 @@ def _last_side(c: config.AlexNet, crop: int) -> int:
         return side + 2 * c.padding.get(name, window // 2) - window + 1 if there else side
 
     def pooled(side: int) -> int:
-        beyond = c.pool_stride - 1 if c.pool_over_edges else 0
-        return (side - c.pool_window + beyond) // c.pool_stride + 1
+        if c.pool_over_edges and side > 0:
+            side += ops.hang_over(side, c.pool_window, c.pool_stride)
+        return (side - c.pool_window) // c.pool_stride + 1
 
     side = pooled((crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1)
     sides = [side, side := pooled(convolved(side, 2))]

@@ -13,6 +13,7 @@ from alexnet_jax.model.ops.normalization import lrn, lrn_within
 from alexnet_jax.model.ops.platform import platform
 from alexnet_jax.model.ops.pooling import (
     average_pool_over_edges,
+    hang_over,
     max_pool,
     max_pool_over_edges,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "conv_padding",
     "convolve",
     "dropout",
+    "hang_over",
     "lrn",
     "lrn_within",
     "max_pool",

@@ -142,5 +142,15 @@ _sum_along.defvjp(_sum_along_forward, _sum_along_backward)
 
 def _far_edges(x: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
     """The padding, on the far sides only, that makes the last windows whole."""
-    hang = [max(window - side, -(side - window) % stride) for side in x.shape[1:3]]
+    hang = [hang_over(side, window, stride) for side in x.shape[1:3]]
     return [(0, 0), (0, hang[0]), (0, hang[1]), (0, 0)]
+
+
+def hang_over(side: int, window: int, stride: int) -> int:
+    """How far the last window hangs over the far edge; a window that lies wholly outside is none.
+
+    There are such if windows are smaller than their stride. PyTorch and ONNX (`ceil_mode`) have
+    none, either.
+    """
+    hang = max(window - side, -(side - window) % stride)
+    return hang if hang < window else 0
