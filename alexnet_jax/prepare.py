@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast, get_args
 
@@ -18,7 +19,7 @@ import cv2
 from absl import flags
 
 from alexnet_jax.data import cores, images, layout, records, shards, sources
-from alexnet_jax.runtime import cli
+from alexnet_jax.runtime import cli, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
@@ -58,7 +59,8 @@ def prepare(
 
     Raises:
       UserError: the source is not there, an image cannot be decoded, a label is outside the
-        classes, or `out` holds something else. Finished shards stay, so the same call resumes.
+        classes, or `out` holds something else or is being written by another process. Finished
+        shards stay, so the same call resumes.
     """
     folder, options = Path(out), layout.PrepareOptions(source, size, format)
     if size < 1 or threads < 0:
@@ -69,19 +71,41 @@ def prepare(
         return manifest
     opened = sources.open_source(source, size)
     _refuse_empty(source, {name: split.count for name, split in opened.splits.items()})
-    layout.begin(folder, options, _fingerprint(opened))
-    try:
-        made = {
-            name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
-            for name in opened.splits
-        }
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: {error.strerror or error}; fix this; "
-            f"the same command then resumes"
-        ) from error
-    _refuse_empty(source, {n: sum(shard.file.count for shard in of) for n, of in made.items()})
-    return shards.finish(folder, options, opened.classes, made)
+    layout.refuse_other_files(folder)
+    with _hold(folder):
+        if records.is_prepared(folder):  # by another process, since we looked
+            (folder / layout.LOCK).unlink(missing_ok=True)
+            return prepare(source, out, size=size, format=format)
+        layout.begin(folder, options, _fingerprint(opened))
+        try:
+            made = {
+                name: _write_split(
+                    folder, name, opened, options, skip_bad=skip_bad, threads=threads
+                )
+                for name in opened.splits
+            }
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder}: {error.strerror or error}; fix this; "
+                f"the same command then resumes"
+            ) from error
+        _refuse_empty(source, {n: sum(shard.file.count for shard in of) for n, of in made.items()})
+        return shards.finish(folder, options, opened.classes, made)
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """Makes `folder` and locks it: no other process can prepare in it until this one leaves.
+
+    The file of the lock is removed with the others that a finished folder does not need.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / layout.LOCK).open("a+") as file:
+        workdir.lock(file, folder, "--out")
+        yield
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,16 @@
 """Which checkpoints are kept, and what is in them."""
 
+import json
+import shutil
+from pathlib import Path
+
 import absl.logging
 import jax
 import jax.numpy as jnp
 import pytest
 
 from alexnet_jax.runtime.checkpoint import Checkpoints
+from alexnet_jax.runtime.checksum import json_checksum
 from alexnet_jax.runtime.errors import UserError
 
 
@@ -54,3 +59,55 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         checkpoints.wait()
         with pytest.raises(UserError, match="has no checkpoint of step 4; it has 3"):
             checkpoints.restore({}, step=4)
+
+
+# --- the scores that choose the best --------------------------------------------------------------
+
+
+def change(path: Path, checkpoint: int, what: str) -> None:
+    """Does to the scores of a checkpoint what a disk, or a person, may do."""
+    step = path / f"{checkpoint:08d}"
+    scores, meta = step / "metrics" / "metrics", step / "meta" / "metadata"
+    if what == "another number":
+        scores.write_text(scores.read_text().replace("0.5", "0.1"))
+    elif what == "another key":
+        scores.write_text(scores.read_text().replace("val/", "xal/"))
+    elif what == "gone":
+        shutil.rmtree(scores.parent)
+    else:  # as version 0.1 wrote them, and then another number
+        sealed = json.loads(meta.read_text())
+        del sealed["seal"], sealed["scores"]
+        meta.write_text(json.dumps(sealed | {"seal": json_checksum(sealed)}))
+        scores.write_text(scores.read_text().replace("0.5", "0.1"))
+
+
+@pytest.mark.parametrize(
+    ("what", "best"),
+    [("another number", 2), ("another key", 2), ("gone", 2), ("saved by 0.1", 3)],
+)
+def test_scores_that_have_changed_do_not_choose_the_best(tmp_path, what, best, capsys):
+    path = tmp_path / "c"
+    with Checkpoints(path) as checkpoints:
+        for step, error in ((2, 0.2), (3, 0.5), (4, 0.6)):
+            save(checkpoints, step, error)
+    assert (path / "00000003").is_dir()
+    change(path, 3, what)
+    if best == 2:
+        with pytest.raises(UserError, match=r"the checkpoints of step 3 in .* are damaged"):
+            Checkpoints(path, read_only=True)
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.best_step() == best
+        assert checkpoints.steps() == ([2, 4] if best == 2 else [2, 3, 4])
+    assert (tmp_path / "damaged-3").exists() == (best == 2)
+    assert ("the scores of checkpoint 3" in capsys.readouterr().out) == (best == 2)
+
+
+def test_scores_that_appear_are_noticed(tmp_path):
+    """A checkpoint that was saved between two epochs has none, and is never the best."""
+    path = tmp_path / "c"
+    with Checkpoints(path) as checkpoints:
+        save(checkpoints, 1, 0.5)
+        save(checkpoints, 2)
+    shutil.copytree(path / "00000001" / "metrics", path / "00000002" / "metrics")
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.steps() == [1]

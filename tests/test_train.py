@@ -27,7 +27,7 @@ from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state, restore_state
 from alexnet_jax.training.step import make_step, put_hyperparams
 from tests.conftest import PHOTOS, make_config
-from tests.runs import lines, saved
+from tests.runs import change_scores, lines, saved
 
 LAST = {"log__every": 4, "log__layers_every": 8, "batch": 32, "evaluate__batch": 32}
 
@@ -340,8 +340,8 @@ def test_evaluation_scores_the_checkpoint_that_it_is_told_to_and_changes_nothing
     c = make_config(records, steps=12, checkpoint_every=6, **LAST)
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    scores = folder / workdir.CHECKPOINTS / "00000008" / "metrics" / "metrics"
-    scores.write_text(json.dumps({"val/top1_error": 0.0}))  # so that the best is not the newest
+    # So that the best is not the newest.
+    change_scores(folder / workdir.CHECKPOINTS / "00000008", {"val/top1_error": 0.0})
     (folder / workdir.CHECKPOINTS / "00000014.orbax-checkpoint-tmp").mkdir()  # a run is saving
     before = sorted(folder.rglob("*"))
     for step, expected in (("newest", 12), ("best", 8), (8, 8)):

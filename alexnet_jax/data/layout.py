@@ -6,9 +6,10 @@
     SPLIT-00000.array_record ...     'jpeg': one JPEG (quality 95, 4:4:4) in each record
     SPLIT-00000.raw ...              'raw': uint8 [n, size, size, 3], to be memory-mapped
 
-While `prepare` runs, ``begun.json`` holds its options, and beside each finished shard lies
-``SPLIT-00000.part.npz`` with the shard's labels and exact sums. All sums are integers, so the
-statistics do not depend on the order of the images, the number of threads, or interruptions.
+While `prepare` runs, it holds a lock on ``lock``, ``begun.json`` has its options, and beside each
+finished shard lies ``SPLIT-00000.part.npz`` with the shard's labels and exact sums. All sums are
+integers, so the statistics do not depend on the order of the images, the number of threads, or
+interruptions.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ OLD = {1: "the squares were cut before scaling, as version 0.1 did"}
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 BEGUN = "begun.json"
+LOCK = "lock"
 _SUFFIX = {"jpeg": "array_record", "raw": "raw"}
 
 
@@ -154,10 +156,16 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
                 f"{folder} was begun with other images; delete it or choose another --out"
             )
         return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no records; choose another --out")
+    refuse_other_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BEGUN, values)
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raises UserError if `folder` holds something else than records, finished or begun."""
+    ours = any((folder / name).exists() for name in (BEGUN, MANIFEST))
+    if not ours and folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK}:
+        raise UserError(f"{folder} is not empty and holds no records; choose another --out")
 
 
 def read_begun(folder: Path) -> dict[str, Any]:

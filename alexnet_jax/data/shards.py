@@ -184,7 +184,8 @@ def finish(
     content = layout.content_hash(manifest, hashes, labels, training)
     manifest = dataclasses.replace(manifest, hash=content)
     layout.write_manifest(folder, manifest)
-    for done in (*(layout.part_path(shard.path) for shard in everything), folder / layout.BEGUN):
+    parts = [layout.part_path(shard.path) for shard in everything]
+    for done in (*parts, folder / layout.BEGUN, folder / layout.LOCK):
         done.unlink(missing_ok=True)
     return manifest
 

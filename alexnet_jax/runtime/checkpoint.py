@@ -89,7 +89,9 @@ class Checkpoints:
         Raises:
           UserError: this checkpoint, or the one before, cannot be written.
         """
+        kept = dict(scores) if ERROR in scores else {}
         sealed = {"meta": meta, "data": {"next_step": step}, "state": array_checksums(state)}
+        sealed |= {"scores": json_checksum(kept)}
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
             meta=ocp.args.JsonSave(sealed | {"seal": json_checksum(sealed)}),
@@ -98,7 +100,7 @@ class Checkpoints:
             self._check_space(state)
             if step in self.steps():
                 self._manager.delete(step)
-            self._manager.save(step, args=items, metrics=dict(scores) if ERROR in scores else None)
+            self._manager.save(step, args=items, metrics=kept or None)
 
     def restore(self, state: Any, step: int | None = None) -> Restored | None:
         """The newest intact checkpoint, or that of `step`; None if there is none.
@@ -229,7 +231,7 @@ def _read_arrays(folder: Path, state: Any) -> Any:
 
 
 def _with_bad_scores(folder: Path, read_only: bool) -> list[int]:
-    """The steps of checkpoints with unreadable scores, if there are other checkpoints.
+    """The steps of checkpoints whose scores are not what was saved, if there are others.
 
     Raises:
       UserError: there are no others, or the folder must not change.
@@ -238,13 +240,28 @@ def _with_bad_scores(folder: Path, read_only: bool) -> list[int]:
     for step in steps:
         scores = step / "metrics" / "metrics"
         try:
-            json.loads(scores.read_text() if scores.exists() else "{}")
+            found = json.loads(scores.read_text() if scores.exists() else "{}")
+            if _saved_scores(step) not in (None, json_checksum(found)):
+                raise ValueError(CHANGED)
         except ValueError:
             say(f"the scores of checkpoint {int(step.name)}, {scores}, are damaged")
             bad.append(int(step.name))
     if bad and (read_only or len(bad) == len(steps)):
         raise _all_damaged(folder, bad)
     return bad
+
+
+def _saved_scores(checkpoint: Path) -> str | None:
+    """The checksum of a checkpoint's scores; None if it has none, or if `restore` will refuse it.
+
+    Version 0.1 wrote none.
+    """
+    try:
+        sealed = json.loads((checkpoint / "meta" / "metadata").read_text())
+        intact = sealed.pop("seal") == json_checksum(sealed)
+        return sealed.get("scores") if intact else None
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return None
 
 
 def _all_damaged(folder: Path, steps: list[int]) -> UserError:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
@@ -64,23 +64,33 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
 
 def _lock(workdir: Path, c: config.Config, stack: ExitStack) -> str:
     """Claims and locks `workdir` until `stack` is left; returns the text in the lock file."""
-    holder = f"process {os.getpid()} on {socket.gethostname()}"
     with _write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context((workdir / LOCK).open("a+"))
+    holder = lock(file, workdir, "--workdir")
+    claim(workdir, c)
+    return holder
+
+
+def lock(file: TextIO, folder: Path, option: str) -> str:
+    """Locks `file`, which is in `folder`, until it is closed; returns the text that is in it then.
+
+    Raises:
+      UserError: another process holds it; advises to give another value of `option`.
+    """
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise UserError(
-            f"{workdir} is in use by {file.read().strip() or 'another process'}; "
-            f"wait for its end, or give another --workdir"
+            f"{folder} is in use by {file.read().strip() or 'another process'}; "
+            f"wait for its end, or give another {option}"
         ) from None
     file.truncate(0)
     file.write(f"{holder}\n")
     file.flush()
     os.fsync(file.fileno())  # for processes that see it over a network
-    claim(workdir, c)
     return holder
 
 

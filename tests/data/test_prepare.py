@@ -137,6 +137,49 @@ def test_a_killed_command_resumes(tmp_path, kind):
     assert whole == {name: parts[name] for name in whole}
 
 
+@pytest.mark.slow
+def test_a_second_prepare_in_the_same_folder_is_refused(tmp_path):
+    """Both begin at once, three times: what is written is whole, and the second says why not."""
+    prepare("generated:300", tmp_path / "whole", size=20)
+    code = (
+        "from alexnet_jax.prepare import main; import sys; sys.stdin.readline(); main(sys.argv[1:])"
+    )
+    refused = 0
+    for number in range(3):
+        out = tmp_path / f"out{number}"
+        line = [sys.executable, "-c", code, "--source=generated:300", f"--out={out}", "--size=20"]
+        pipe = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both = [subprocess.Popen(line, stdout=subprocess.DEVNULL, **pipe) for _ in range(2)]
+        for one in both:  # both have imported what they need, or nearly so
+            one.stdin.write("\n")
+            one.stdin.flush()
+        errors = [one.communicate(timeout=120)[1] for one in both]
+        for one, said in zip(both, errors, strict=True):
+            if one.returncode:
+                refused += 1
+                assert one.returncode == 2
+                last = said.splitlines()[-1]
+                assert last.startswith(f"error: {out} is in use by process ")
+                assert last.endswith("; wait for its end, or give another --out")
+        assert 0 in {one.returncode for one in both}
+        assert contents(out) == contents(tmp_path / "whole")
+    assert refused
+
+
+def test_a_folder_that_another_prepare_finishes_meanwhile_is_taken_as_it_is(tmp_path, monkeypatch):
+    original = sources.open_source
+
+    def slow(source, size):  # the other one is done before ours begins to write
+        monkeypatch.setattr(sources, "open_source", original)
+        prepare(source, tmp_path / "out", size=size)
+        return original(source, size)
+
+    monkeypatch.setattr(sources, "open_source", slow)
+    manifest = prepare("generated:300", tmp_path / "out", size=20)
+    assert records.open_records(tmp_path / "out").manifest == manifest
+    assert "lock" not in contents(tmp_path / "out")
+
+
 def test_a_shard_that_was_cut_off_is_made_again(tmp_path, monkeypatch):
     prepare("generated:300", tmp_path / "whole", size=20, format="raw")
     monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
