@@ -105,9 +105,13 @@ def average(probs: Sequence[Probs], weights: Float[np.ndarray, " networks"]) -> 
 
 
 def score_probs(probs: Probs, labels: Labels) -> Scores:
-    """Loss and error rates of probabilities."""
-    ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
+    """Loss and error rates of probabilities.
+
+    Raises:
+      UserError: a label is not the number of a class.
+    """
     losses = -np.log(np.maximum(_label_probs(probs, labels), TINY))
+    ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
     return mean_scores(losses, np.asarray(ranks))
 
 
@@ -138,7 +142,13 @@ def search_weights(probs: Sequence[Probs], labels: Labels) -> Float[np.ndarray, 
 
 
 def _label_probs(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
-    """The probability of each image's label."""
+    """The probability of each image's label. UserError: a label is not the number of a class."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= probs.shape[-1]))
+    if len(wrong):
+        raise UserError(
+            f"image {wrong[0]} has label {labels[wrong[0]]}; "
+            f"the {probs.shape[-1]} classes are 0 to {probs.shape[-1] - 1}"
+        )
     return np.take_along_axis(probs, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 

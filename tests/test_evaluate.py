@@ -52,6 +52,16 @@ def test_an_impossible_label_costs_much_but_not_everything():
     assert 80 < scores.loss < 90
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_refused(label):
+    """numpy would take -1 for the last class."""
+    probs, labels = np.float32([[0.5, 0.5], [0.9, 0.1]]), np.int32([1, label])
+    with pytest.raises(UserError, match=rf"image 1 has label {label}; the 2 classes are 0 to 1"):
+        evaluate.score_probs(probs, labels)
+    with pytest.raises(UserError, match=f"has label {label}"):
+        evaluate.search_weights([probs, probs], labels)
+
+
 def test_searched_weights_leave_out_a_network_that_only_guesses():
     labels = RNG.integers(0, 10, 2000)
     good, fair, bad = guesses(labels, 3), guesses(labels, 3), guesses(labels, 0)

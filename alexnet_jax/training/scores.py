@@ -181,7 +181,8 @@ def label_ranks(scores: Float[Array, "b classes"], labels: Int[Array, " b"]) -> 
 
     Args:
       scores: logits, probabilities or their logarithms.
-      labels: the right classes.
+      labels: the right classes, each from 0 on and below the number of classes; not checked here,
+        but where labels enter: by `prepare`, when records are opened, and in `evaluate`.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     later = jnp.arange(scores.shape[-1]) >= labels[:, None]

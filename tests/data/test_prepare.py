@@ -265,19 +265,20 @@ def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
         prepare(f"folder:{root}", tmp_path / "out", size=16)
 
 
-def test_labels_outside_the_classes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_outside_the_classes(tmp_path, monkeypatch, label):
     """All shards fail at once, in their own threads: the first image is named."""
     together = threading.Barrier(2)
 
     def read(index):
         together.wait()
         time.sleep(0.1 if index == 0 else 0)  # the second shard fails first
-        return sources.Example(np.zeros((4, 4, 3), np.uint8), 10)
+        return sources.Example(np.zeros((4, 4, 3), np.uint8), label)
 
     train = sources.SourceSplit(200, lambda index: f"image {index}", read)  # two shards
     source = sources.Source(generated.CLASSES, {"train": train})
     monkeypatch.setattr(sources, "open_source", lambda *_: source)
-    with pytest.raises(UserError, match=r"image 0 has label 10; the 10 classes are 0 to"):
+    with pytest.raises(UserError, match=rf"image 0 has label {label}; the 10 classes are 0 to"):
         prepare("any", tmp_path / "out", size=16, threads=2)
 
 

@@ -284,6 +284,16 @@ def test_verify_finds_a_flipped_bit_in_any_file(kind, request, tmp_path):
     records.verify(there)
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_is_refused(raw_records, tmp_path, label):
+    there = copy(raw_records, tmp_path)
+    labels = np.load(there / "train-labels.npy")
+    labels[7] = label
+    np.save(there / "train-labels.npy", labels)
+    with pytest.raises(UserError, match=r"train-labels.npy is damaged \(the manifest counts other"):
+        records.open_records(there).split("train")
+
+
 def test_verify_finds_labels_that_have_changed_places(raw_records, tmp_path):
     """The counts of the labels stay the same."""
     there = tmp_path / "records"
