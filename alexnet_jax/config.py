@@ -43,6 +43,7 @@ ADDED_TO_PHASES: dict[str, Any] = {"biases": {}, "images": 0}
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+Window = Annotated[int, Field(ge=1, le=1000)]  # the code has a line for each place of some
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 _T = TypeVar("_T")
@@ -83,7 +84,9 @@ class Data:
     order: Literal["random", "fixed"]  # of the images: new in each epoch, or that of the first
     chunk: PositiveInt  # so many images in a row share one random crop and mirror
     lighting: Lighting
-    threads: NonNegativeInt  # threads that read and decode images; 0: one for each core
+    threads: Annotated[
+        int, Field(ge=0, le=1024)
+    ]  # that read and decode images; 0: one for each core
 
     def __post_init__(self) -> None:
         if self.crop > self.size:
@@ -94,7 +97,7 @@ class Data:
 class Formula:
     """Response normalization: a / (k + alpha * (sum of the neighbours' squares))^beta (§3.3)."""
 
-    size: PositiveInt  # neighbours, itself included: maps, or the side of a window in a map
+    size: Window  # neighbours, itself included: maps, or the side of a window in a map
     k: float = Field(ge=1e-6)
     alpha: NonNegativeFloat
     beta: NonNegativeFloat
@@ -132,10 +135,12 @@ class AlexNet:
     cross: tuple[Literal["conv3", "conv6", "fc6", "fc7"], ...]  # layers that see both towers
     without: Literal["", "conv2", "conv3", "conv4", "conv5", "conv6"]  # leaves out one convolution
     activation: Literal["relu", "tanh"]
-    pool_window: PositiveInt
-    pool_stride: PositiveInt
+    pool_window: Window
+    pool_stride: Window
     pool_over_edges: bool  # the last windows may hang over the far edges, as in the 2012 code
-    padding: Mapping[str, NonNegativeInt]  # zeros at each edge of single convolutions' inputs; the
+    padding: Mapping[
+        str, Annotated[int, Field(ge=0, le=1000)]
+    ]  # zeros at each edge of single convolutions' inputs; the
     # others but conv1 have as many as keep the side
     lrn: AcrossMaps
     within_map: WithinMap
@@ -174,7 +179,9 @@ class CifarLayer:
 
     name: str = Field(pattern=r"^(conv|local|fc)\d+$")
     kind: Literal["conv", "local", "dense"]  # local: a convolution with kernels for each place
-    window: PositiveInt  # side of a convolution's kernels, pixels; 1 for a dense layer
+    window: Annotated[
+        int, Field(ge=1, le=64)
+    ]  # side of a convolution's kernels, pixels; 1 for a dense layer
     units: PositiveInt  # kernels or neurons
     then: tuple[Literal["relu", "tanh", "max", "average", "within_map", "across_maps"], ...]
     std: NonNegativeFloat  # standard deviation of the initial weights; the biases start at 0
@@ -188,8 +195,8 @@ class Cifar:
     classes: int = Field(ge=2, lt=2**31)
     towers: int = Field(ge=1, le=1)
     layers: tuple[CifarLayer, ...]
-    pool_window: PositiveInt
-    pool_stride: PositiveInt
+    pool_window: Window
+    pool_stride: Window
     within_map: Formula
     across_maps: Formula
 

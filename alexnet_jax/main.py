@@ -16,11 +16,13 @@ from alexnet_jax import config
 from alexnet_jax.data.records import is_prepared
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
+from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import cli, distributed, host
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
+from alexnet_jax.training.memory import check_memory
 from alexnet_jax.training.setup import make_network
 
 OPTIONS = flags.FlagValues()
@@ -43,19 +45,20 @@ def _run(arguments: Sequence[str]) -> None:
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
     host.configure_jax(c.devices, deterministic=c.deterministic)
-    _describe(c)
+    network = make_network(c)
+    _describe(c, network)
     if folder is None:
         return
     if MODE.value == "train":
+        check_memory(network, c, training=True)
         distributed.on_main_process(lambda: _prepare(c))
         fit(c, folder)
     else:
         evaluate(c, folder, trained.parse_step(STEP.value))
 
 
-def _describe(c: config.Config) -> None:
+def _describe(c: config.Config, network: ShardedModel) -> None:
     """Prints the devices that the config's network runs on, and a table of its layers."""
-    network = make_network(c)
     devices = network.mesh.devices.flatten()
     processes = distributed.process_count()
     among = f" in {processes} processes" if processes > 1 else ""

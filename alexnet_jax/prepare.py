@@ -19,9 +19,11 @@ import cv2
 from absl import flags
 
 from alexnet_jax.data import cores, images, layout, records, shards, sources
-from alexnet_jax.runtime import cli, workdir
+from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
+
+LARGEST = 65_500  # pixels: the longest side that a JPEG encoder takes
 
 OPTIONS = flags.FlagValues()
 SOURCE = flags.DEFINE_string("source", None, f"Where the images are: {sources.KINDS}.", OPTIONS)
@@ -65,6 +67,7 @@ def prepare(
     folder, options = Path(out), layout.PrepareOptions(source, size, format)
     if size < 1 or threads < 0:
         raise UserError(f"--size={size} must be at least 1, and --threads={threads} at least 0")
+    _check_size(size, threads)
     if records.is_prepared(folder):
         manifest = records.open_records(folder).manifest
         options.require_same(folder, "prepared", vars(manifest))
@@ -146,6 +149,20 @@ def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:
     for split, count in counts.items():
         if not count:
             raise UserError(f"--source={source} has no images in its split {split!r}")
+
+
+def _check_size(size: int, threads: int) -> None:
+    """Raises UserError if images of this size are none that a JPEG has, or need too much memory."""
+    # Of each thread: the image, its copies as it is encoded, and the sum of all in int64.
+    needed, free = (threads or cores()) * 3 * size**2 * (8 + 4), host.free_memory()
+    if size > LARGEST:
+        raise UserError(f"--size={size} must be at most {LARGEST}, as a JPEG's sides")
+    if free is not None and needed > free:
+        raise UserError(
+            f"--size={size} needs about {needed / 1e9:,.1f} GB of memory in "
+            f"{threads or cores()} threads, and {free / 1e9:,.1f} GB are free; "
+            f"give a smaller --size or fewer --threads"
+        )
 
 
 def _fingerprint(source: sources.Source) -> str:

@@ -22,7 +22,7 @@ from alexnet_jax.runtime.metrics import FILE, Clock, MetricsLog
 from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import progress_bar, say
-from alexnet_jax.training import diagnostics
+from alexnet_jax.training import diagnostics, memory
 from alexnet_jax.training.plan import Plan
 from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Views
 from alexnet_jax.training.setup import Setup, make_setup
@@ -75,11 +75,12 @@ def fit(c: config.Config, folder: Path) -> None:
 
     Raises:
       UserError: records, devices or workdir do not fit the config, or the records were made of
-        another source than it names; or the loss is not finite.
+        another source than it names; there is not enough memory; or the loss is not finite.
       Stopped: SIGTERM or SIGINT came. All work is saved; the same call resumes from there.
     """
     setup = make_setup(c)
     c, records = setup.config, setup.records
+    memory.check_memory(setup.network, c, training=True)
     if changed := distributed.on_main_process(lambda: check_origin(records, c.data.source)):
         say(changed)
     if note := records.manifest.note():
@@ -134,6 +135,7 @@ def train(run: Run) -> None:
                 with run.clock.apart("compile"):
                     step = make_step(setup.network, c.optim, c.data, batch=c.batch, seed=c.seed)
                     step = step.lower(run.state, setup.normalization, batch, hyperparams).compile()
+                    memory.check_program(setup.network, c, step)
 
             run.state, scores = step(run.state, setup.normalization, batch, hyperparams)
             run.step += 1

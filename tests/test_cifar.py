@@ -14,6 +14,7 @@ from alexnet_jax.model.describe import layer_table
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.setup import make_network, make_setup
 from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_step, step_shapes
 from tests.test_towers import step_inputs, step_of
 
 
@@ -165,3 +166,16 @@ def test_a_decay_or_rate_of_no_layer_is_refused():
     plain["optim"]["layer_decay"] = {"conv5": 1.0}  # AlexNet has one, this net has none
     with pytest.raises(UserError, match=r"'conv5' in optim.layer_decay .* there are conv1, conv2"):
         config.parse(plain)
+
+
+@pytest.mark.parametrize("name", cifar10.NAMES)
+def test_every_net_has_a_training_step_on_devices(name):
+    """On a mesh, where the fast forms are; it is traced only."""
+    c = net(name)
+    network = make_network(c)
+    step = make_step(network, c.optim, c.data, batch=c.batch, seed=c.seed)
+    state, scores = step.trace(*step_shapes(network, c)).out_info
+    assert jax.tree.map(lambda leaf: leaf.shape, state["params"]) == jax.tree.map(
+        lambda leaf: leaf.shape, network.shapes
+    )
+    assert scores.ranks.shape == (c.batch,)

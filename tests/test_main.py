@@ -87,6 +87,7 @@ def test_a_wrong_command_gets_one_clear_line(arguments, said, capsys, monkeypatc
 
 def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
     arguments = [TINY, "--workdir=/proc/none", f"--config.data.records={records}"]
+    arguments += ["--config.data.source=generated:256"]
     fails_in_one_line(main.main, arguments, "the workdir /proc/none", capsys, monkeypatch)
 
 

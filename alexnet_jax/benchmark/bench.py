@@ -19,6 +19,7 @@ from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import local_rows, put_batch
+from alexnet_jax.training.memory import check_memory
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.state import init_state
 from alexnet_jax.training.step import DeviceHyperparams, make_step, put_hyperparams, step_shapes
@@ -66,6 +67,7 @@ class Step:
 
     def __init__(self, c: Config) -> None:
         self.setup = make_setup(c)
+        check_memory(self.setup.network, c, training=True)
         with closing(batches_of(self.setup)) as batches:
             self.batch = put_batch(self.setup.network.mesh, next(batches), c.batch)
         self.hyperparams, self.state = first_hyperparams(self.setup), init_state(self.setup)

@@ -24,6 +24,7 @@ from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.train import placed_batches
+from alexnet_jax.training.memory import check_memory
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.step import Batch
 
@@ -50,6 +51,7 @@ def _with_format(c: Config, kind: Literal["jpeg", "raw"], folder: Path) -> Confi
 def _input_row(c: Config, repeats: int) -> Row:
     """Alternates with decoding alone, for which the reading threads must have ended."""
     setup = make_setup(c)
+    check_memory(setup.network, c, training=True)
     works = [_reading_rates] if c.data.format == "raw" else [_reading_rates, _decoding_rates]
     rates = [[work(setup) for work in works] for _ in range(repeats)]
     (per_cpu, per_second), *alone = np.median(rates, axis=0).tolist()

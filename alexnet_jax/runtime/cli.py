@@ -37,8 +37,9 @@ def run(
     """Sets `options` from a command line, and calls `job` with the arguments that are no options.
 
     The command line is `arguments`, or that of this process. --help prints `about`, the docstring
-    of the command, above the options. An error that the user can fix is one line and exit status 2.
-    A signal is a line that says `stopped`; the status is 130 after Ctrl-C, 75 after SIGTERM.
+    of the command, above the options. An error that the user can fix is one line and exit status 2,
+    and so is a lack of memory. A signal is a line that says `stopped`; the status is 130 after
+    Ctrl-C, 75 after SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if not {"--help", "-h"}.isdisjoint(given):
@@ -56,6 +57,8 @@ def run(
         print(stopped, file=sys.stderr)
         distributed.end(INTERRUPTED)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            distributed.end(2, f"not enough memory: {str(error) or 'Python got none'}")
         if distributed.process_count() == 1:
             raise
         distributed.end_with_traceback(error)

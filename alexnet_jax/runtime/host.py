@@ -4,13 +4,18 @@ import ctypes
 import logging
 import os
 import platform
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
 
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
+
+MOST_DEVICES = 1024
+"""Of one process. JAX makes so many CPU devices in two seconds, and aborts at 4096."""
 
 
 def configure_jax(devices: int, *, deterministic: bool = False) -> None:
@@ -25,13 +30,18 @@ def configure_jax(devices: int, *, deterministic: bool = False) -> None:
         finish. On CPUs there are none.
 
     Raises:
-      UserError: the processes cannot share the devices equally.
+      UserError: the processes cannot share the devices equally, or there are too many.
     """
     processes = distributed.process_count()
     if devices % processes:
         raise UserError(
             f"config.devices={devices} cannot be shared by {processes} processes; "
             f"give a multiple of {processes}"
+        )
+    if devices // processes > MOST_DEVICES:
+        raise UserError(
+            f"{devices} devices: a process has {MOST_DEVICES} at most, and there are {processes} "
+            f"processes and {os.cpu_count()} CPU cores here; give fewer devices"
         )
     os.environ.setdefault("NCCL_DEBUG", "WARN")  # without it NCCL does not say what went wrong
     if deterministic:
@@ -73,6 +83,35 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, str | int]:
         "processes": distributed.process_count(),
         "jax": jax.__version__,
     }
+
+
+def free_device_memory(device: jax.Device) -> int | None:
+    """Bytes that a device can still give; None for a CPU, whose memory is the machine's."""
+    found = device.memory_stats() or {}
+    if "bytes_limit" not in found:
+        return None
+    return int(found["bytes_limit"] - found.get("bytes_in_use", 0))
+
+
+def free_memory() -> int | None:
+    """Bytes of this machine's memory that a process can still get; None where Linux does not tell.
+
+    A job of a scheduler or a container may have less than the machine.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (free,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+        (group,) = re.findall(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.M) or [""]
+    except (OSError, ValueError):
+        return None
+    root = Path("/sys/fs/cgroup")
+    for folder in (root / group, *(root / group).parents):
+        with suppress(OSError, ValueError, KeyError):  # no limit, or none of this kind
+            limit = int((folder / "memory.max").read_text())
+            used = int((folder / "memory.current").read_text())
+            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = min(free, limit - used + int(parts["inactive_file"]))  # which can be dropped
+    return free
 
 
 def _cpu() -> str:

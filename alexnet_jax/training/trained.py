@@ -9,6 +9,7 @@ from alexnet_jax.optim import Params
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.memory import check_memory
 from alexnet_jax.training.setup import Setup, make_setup
 from alexnet_jax.training.state import restore_state
 
@@ -52,6 +53,7 @@ def load(c: config.Config, folder: Path, step: Step) -> Trained:
     """
     workdir.check(folder, c)
     setup = make_setup(c)
+    check_memory(setup.network, c, training=False)
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if not checkpoints.steps():
             raise UserError(f"{folder} has no checkpoint yet; train first")

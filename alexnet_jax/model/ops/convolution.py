@@ -104,7 +104,8 @@ def add_bias(x: Float[Array, "*places"], bias: Float[Array, "*units"]) -> Float[
     computed in it. As a sum of bfloat16 in bfloat16 it would stand still after some 256 equal
     numbers.
     """
-    if platform() == "cpu" and x.ndim == 4 and x.dtype == bias.dtype == jnp.float32:
+    maps = x.ndim == 4 and bias.ndim == 1  # a locally connected layer has a bias for each place
+    if platform() == "cpu" and maps and x.dtype == bias.dtype == jnp.float32:
         return _add_bias_by_product(x, bias)
     return add_bias_definition(x, bias)
 
