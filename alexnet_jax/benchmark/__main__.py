@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
 def _numbers(flag: flags.FlagHolder[list[str] | None], otherwise: int) -> tuple[int, ...]:
     given = flag.value or [str(otherwise)]
     for one in given:
-        if not one.isdecimal() or int(one) < 1:
+        if not one.isdecimal() or not 1 <= int(one) < 2**31:
             raise UserError(f"--{flag.name}={one}: give whole numbers from 1, as 16,32")
     return tuple(map(int, given))
 

@@ -330,7 +330,7 @@ def test_generated():
 
 @pytest.mark.parametrize("count", ["0", "-1", "many", "1.5"])
 def test_generated_count(count):
-    with pytest.raises(UserError, match="give a number of images, as generated:4096"):
+    with pytest.raises(UserError, match=r"a number of images up to 10,000,000, as generated:4096"):
         open_source(f"generated:{count}", 40)
 
 

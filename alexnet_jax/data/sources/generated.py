@@ -18,15 +18,17 @@ FORMS = ("disk", "cross", "horizontal", "vertical", "checks")
 # Ranges of hues, where 1 is the whole colour circle: red to yellow, cyan to blue.
 FAMILIES = {"warm": (0.95, 1.14), "cool": (0.45, 0.68)}
 CLASSES = tuple(f"{family} {form}" for family in FAMILIES for form in FORMS)
-TRAIN, VALIDATION = 4096, 512  # images
+TRAIN, VALIDATION, MOST = 4096, 512, 10_000_000  # images
 
 _SHIFT = 4  # cv2 draws in units of 2^-4 pixels
 
 
 def open_generated(count: str, size: int) -> Source:
     """`count` training images ('' for 4096) and 512 validation images, of side `size`."""
-    if count and not (count.isdecimal() and int(count)):
-        raise UserError(f"--source=generated:{count}: give a number of images, as generated:4096")
+    if count and not (count.isdecimal() and 1 <= int(count) <= MOST):
+        raise UserError(
+            f"--source=generated:{count}: give a number of images up to {MOST:,}, as generated:4096"
+        )
     train, validation = _drawn(int(count or TRAIN), 0, size), _drawn(VALIDATION, 1, size)
     return Source(CLASSES, {"train": train, "validation": validation})
 
