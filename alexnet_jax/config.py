@@ -26,11 +26,14 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
-    *("devices", "towers_apart", "deterministic"),
+    *("devices", "towers_apart", "forms", "deterministic"),
     *("epochs", "steps", "checkpoint_every"),
     *("data.source", "data.records", "data.threads"),
 )
 """Keys and sections that may have another value when a run is resumed."""
+
+ADDED = {"forms": "default"}
+"""Keys that a workdir of version 0.1 does not have, with the value that it was run with."""
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
@@ -278,6 +281,7 @@ class Config:
     devices: PositiveInt  # with two towers apart: 1 or an even number
     towers_apart: bool  # each tower on a device of its own; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
+    forms: Literal["fastest", "default"]  # on GPUs: how to compute layers, by trial at the start
     deterministic: bool  # on GPUs: the same bits in every run, but slower
     batch: PositiveInt  # images in a step, over all devices
     init_from: str  # start from the newest weights of this workdir, but a new last layer; "": none

@@ -17,7 +17,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 Kernel = Float[Array, "rows columns seen maps"]
 
 
-def convolve(x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1) -> Pooled:
+def convolve(x: Float[Array, "b h w all_seen"], kernel: Kernel, stride: int = 1) -> Pooled:
     """The convolution of `x`, without a bias.
 
     Where `x` has as many maps as several kernels see, each group of maps has its share of kernels.
@@ -43,7 +43,7 @@ def conv_padding(side: int, window: int, stride: int) -> tuple[int, int]:
 
 
 def convolve_definition(
-    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int, padding: Padding
+    x: Float[Array, "b h w all_seen"], kernel: Kernel, stride: int, padding: Padding
 ) -> Pooled:
     """Each output is the sum of a window of `x` times a kernel."""
     return lax.conv_general_dilated(
