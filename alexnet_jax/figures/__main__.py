@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str]) -> None:
         figure = draw_figure2(cli.given_config(CONFIG))
     elif name == "layer_bytes":
         cli.required(RESULTS, "before.json,after.json")
-        figure = draw_layer_bytes([Path(one) for one in RESULTS.value])
+        figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])
     else:
         figure = FIGURES[name](cli.folders(WORKDIRS))
     figure.savefig(out, dpi=150)
