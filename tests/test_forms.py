@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -374,6 +375,18 @@ def test_a_damaged_choice_is_made_anew_and_nothing_is_lost(trials, tmp_path, cap
     assert chosen(tmp_path) == CHOSEN
     assert len(trials) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["forms.json"]
+
+
+def test_a_choice_that_cannot_be_read_is_made_anew(trials, tmp_path, capsys, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "forms.json").write_text("[]")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert chosen(tmp_path) == CHOSEN
+    assert (
+        "forms.json cannot be used (Input/output error); choosing anew" in capsys.readouterr().out
+    )
 
 
 def test_a_choice_that_cannot_be_written_ends_in_one_line(trials, tmp_path):
