@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -376,6 +377,18 @@ def test_a_damaged_choice_is_made_anew_and_nothing_is_lost(trials, tmp_path, cap
     assert [file.name for file in tmp_path.iterdir()] == ["forms.json"]
 
 
+def test_a_choice_that_cannot_be_read_is_made_anew(trials, tmp_path, capsys, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "forms.json").write_text("[]")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert chosen(tmp_path) == CHOSEN
+    assert (
+        "forms.json cannot be used (Input/output error); choosing anew" in capsys.readouterr().out
+    )
+
+
 def test_a_choice_that_cannot_be_written_ends_in_one_line(trials, tmp_path):
     with pytest.raises(UserError, match="cannot write in the workdir"):
         chosen(tmp_path / "missing")
@@ -397,22 +410,16 @@ from pathlib import Path
 from alexnet_jax.runtime import distributed
 distributed.initialize()
 from alexnet_jax.runtime import host
-from alexnet_jax.model.forms import LayerForm
 from alexnet_jax.training import forms
 from alexnet_jax.training.setup import make_network
 from tests.conftest import make_config
 
-here, folder = distributed.process_index(), Path(sys.argv[1])
+folder = Path(sys.argv[1]) / str(distributed.process_index())
 host.configure_jax(2)
-forms.PLATFORM = "cpu"
-
-def trial(network, c):
-    print(f"tried by {here}")
-    return {"conv1": LayerForm(grouped=True, then="two passes")}
-
-forms.try_forms = trial
-c = make_config()
-print(forms.choose(make_network(c), c, folder / str(here)))
+forms.PLATFORM, blocks = "cpu", forms.blocks
+forms.blocks = lambda network, c: [one for one in blocks(network, c) if one.layer == "conv4"]
+c = make_config(towers_apart=False)
+print(forms.choose(make_network(c), c, folder))
 """
 
 
@@ -421,13 +428,17 @@ def test_all_processes_take_the_main_processs_choice(trials, tmp_path, kept_by):
     """One of them has a choice, another one than a trial would end with."""
     for number in (0, 1):
         (tmp_path / str(number)).mkdir()
-    chosen(tmp_path / str(kept_by), devices=2)
+    chosen(tmp_path / str(kept_by), devices=2, towers_apart=False)
     results = finish(start([sys.executable, "-c", TWO_PROCESSES, str(tmp_path)], 2))
     assert [one.status for one in results] == [0, 0], results
-    last = [one.output.splitlines()[-1] for one in results]
-    tried = {"conv1": LayerForm(grouped=True, then="two passes")}
-    assert last == 2 * [str(CHOSEN if kept_by == 0 else tried)]
-    assert ["tried" in one.output for one in results] == [kept_by == 1, False]
+    main, other = (one.output.splitlines() for one in results)
+    assert main[-1] == other[-1]
+    assert len(other) == 1
+    if kept_by == 0:
+        assert main[-1] == str(CHOSEN)
+    else:
+        assert main[-1].startswith("{'conv4': LayerForm(grouped=")
+        assert any(line.endswith("x the definition") for line in main)
     files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.json"))
     assert files == (["0/forms.json"] if kept_by == 0 else ["0/forms.json", "1/forms.json"])
 

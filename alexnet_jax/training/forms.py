@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pydantic
 from flax import nnx
 from jax.sharding import Mesh
@@ -29,9 +30,8 @@ from alexnet_jax.model.forms import DEFAULT, NO_FORMS, Forms, LayerForm
 from alexnet_jax.model.layers import Conv, Initial
 from alexnet_jax.model.ops.places import Pooling, at_place
 from alexnet_jax.model.sharded import ShardedModel
-from alexnet_jax.model.towers import DATA, Towers
+from alexnet_jax.model.towers import DATA, TOWER, Towers
 from alexnet_jax.runtime import distributed, workdir
-from alexnet_jax.runtime.sharding import make_mesh
 from alexnet_jax.runtime.terminal import progress_bar, say
 
 PLATFORM = "gpu"  # elsewhere there is no choice
@@ -181,13 +181,14 @@ class Block:
 def try_forms(network: ShardedModel, c: config.Config) -> Forms:
     """The fastest form of each layer on this process's first device; prints a line for each."""
     device, begun, chosen = network.mesh.local_devices[0], time.monotonic(), dict[str, LayerForm]()
+    alone = Mesh(np.array([[device]]), (DATA, TOWER))
     tried = [block for block in blocks(network, c) if len(candidates(block)) > 1]
     if tried:
         say(f"trying how each layer is computed fastest on this {device.device_kind}")
     with progress_bar(len(tried), "trying forms", "layers", leave=False) as bar:
         for block in tried:
             if time.monotonic() - begun < LIMIT:
-                chosen[block.layer] = _fastest(block, make_mesh(1, 1, [device]))
+                chosen[block.layer] = _fastest(block, alone)
             else:
                 say(f"{block.layer}: the default, untried: other layers took over {LIMIT:.0f} s")
             bar.update()
