@@ -327,6 +327,22 @@ def test_a_kept_choice_is_taken_without_a_trial(trials, tmp_path, capsys):
     assert not any("from here on" in line for line in said)
 
 
+def test_a_trial_that_ends_the_process_is_not_tried_again(trials, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as dying:
+        dying.setattr(forms, "try_forms", lambda *_: sys.exit(134))
+        with pytest.raises(SystemExit):
+            chosen(tmp_path)
+    assert chosen(tmp_path) == NO_FORMS
+    assert not trials
+    said = capsys.readouterr().out.splitlines()
+    path = tmp_path / "forms.json"
+    assert said == [
+        f"layers are of the default forms: a trial of others did not end; to try again, remove {path}"
+    ]
+    path.unlink()
+    assert chosen(tmp_path) == CHOSEN
+
+
 def test_another_machine_jax_or_shape_chooses_anew_and_says_so(
     trials, tmp_path, capsys, monkeypatch
 ):

@@ -47,6 +47,7 @@ LIMIT = 45.0  # seconds; layers whose turn comes later keep the default
 OUTPUT = {"float32": 1e-5, "bfloat16": 5e-3}
 GRADIENTS = {"float32": 3e-3, "bfloat16": 3e-2}
 
+_UNENDED = "a trial of others did not end; to try again, remove"
 _ROUNDING = "choosing anew, so results may differ in rounding from here on"
 
 
@@ -90,7 +91,8 @@ def _kept_or_tried(network: ShardedModel, c: config.Config, folder: Path) -> For
     choices = _read(path, c)
     for one in choices:
         if one.place == place:
-            say(f"layers are computed as kept in {path}")
+            kept = "computed as kept in" if one.forms else f"of the default forms: {_UNENDED}"
+            say(f"layers are {kept} {path}")
             return one.forms
     if choices:
         last = choices[-1].place
@@ -98,13 +100,16 @@ def _kept_or_tried(network: ShardedModel, c: config.Config, folder: Path) -> For
         say(f"{path} was made for another {other}; {_ROUNDING}")
     elif not path.exists() and (folder / workdir.STARTS).exists():
         say(f"the run in {folder} began without {workdir.FORMS}; {_ROUNDING}")
+    # If a trial ends the process, the next start finds that this run has the default forms.
+    _write(path, [*choices, Choice(place, {})])
     forms = try_forms(network, c)
-    if not forms:
-        return forms
-    choices.append(Choice(place, dict(forms)))
-    workdir.write(path, _FILE.dump_json(choices, indent=1).decode() + "\n")
+    _write(path, [*choices, Choice(place, dict(forms))])
     say(f"these forms are kept in {path}; --config.forms=default takes none")
     return forms
+
+
+def _write(path: Path, choices: list[Choice]) -> None:
+    workdir.write(path, _FILE.dump_json(choices, indent=1).decode() + "\n")
 
 
 def _place(network: ShardedModel, c: config.Config) -> dict[str, Any]:
