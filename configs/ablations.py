@@ -127,6 +127,7 @@ ABLATIONS = {
     "no_crops": Ablation({"data.random_crop": False, "data.mirror": False}, OVERFITS),
     "no_dropout": Ablation({"model.dropout": 0.0}, OVERFITS),
     "tanh": Ablation({"model.activation": "tanh"}, "several times slower to train (§3.1)"),
+    "sigmoid": Ablation({"model.activation": "sigmoid"}, "the same as of tanh (§3.1)"),
     "without_conv2": Ablation({"model.without": "conv2"}, MIDDLE),
     "without_conv3": Ablation({"model.without": "conv3"}, MIDDLE),
     "without_conv4": Ablation({"model.without": "conv4"}, MIDDLE),
