@@ -90,9 +90,7 @@ def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[
 def _test_images(arguments: Sequence[str]) -> SourceSplit:
     """The images of the only argument. UserError: there are more, or options that do not fit."""
     if len(arguments) > 1 or JSON.value or OUT.value:
-        raise UserError(
-            "--submission takes one folder or one tar of images, no --json and no --out"
-        )
+        raise UserError("--submission takes one folder or tar of images, no --json and no --out")
     return unlabelled(Path(arguments[0]))
 
 

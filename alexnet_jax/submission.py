@@ -131,5 +131,5 @@ def _ids_of_wnids(meta: Path) -> Mapping[str, int]:
         return {str(one["WNID"]): int(one[number]) for one in np.atleast_1d(synsets)}
     except FileNotFoundError:
         raise UserError(f"there is no {meta}; give the unpacked devkit as --devkit") from None
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError) as error:
+    except Exception as error:  # at a damaged file scipy may raise anything
         raise UserError(f"{meta} is not the meta.mat of an ILSVRC devkit ({error})") from None
