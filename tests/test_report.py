@@ -131,6 +131,15 @@ def test_the_table_goes_into_a_file(tmp_path, capsys):
     assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
 
 
+def test_the_papers_tables_follow_the_runs(tmp_path, capsys):
+    main([f"--workdirs={finished(tmp_path / 'a', 0.4)}", "--comparators"])
+    table = rows(capsys.readouterr().out.strip())
+    assert table[0]["ours, ten views"] == "40.00 / 10.00"
+    told = {row["experiment"]: row for row in table}
+    assert told["SIFT + FVs (Table 1)"]["paper"] == "45.7 / 25.7 on ILSVRC-2010"
+    assert told["seven networks, two pre-trained (Table 2)"]["ours, ten views"] == ""
+
+
 def test_no_metrics_and_damaged_starts_are_named(tmp_path):
     run = finished(tmp_path / "a", 0.4)
     (run / workdir.STARTS).write_text('{"step": 0}\n')
