@@ -196,7 +196,7 @@ def test_all_variants_of_a_file_or_one(monkeypatch, tmp_path):
     def names(text: str) -> list[str]:
         return [one.experiment.name for one in cli.load_configs(text, all_variants=True)]
 
-    assert len(names("configs/ablations.py")) == 21
+    assert len(names("configs/ablations.py")) == 22
     assert names("cifar10:18") == ["cifar10_18"]
     assert names("alexnet") == ["alexnet"]
     assert all(isinstance(one, ConfigDict) for one in cli.load_configs("tiny"))

@@ -123,6 +123,16 @@ def test_mce_of_twice_the_errors_of_its_alexnet_is_2():
     np.testing.assert_allclose(corruptions.mean_corruption_error(errors), 2 * 14 / 15)
 
 
+def test_images_of_the_crops_size_are_seen_whole(run, tmp_path):
+    net, classes = trained.open_trained(run), classes_of(run)
+    root = write_images(run, tmp_path, classes, 20, side=64)
+    split = labelled_folder(root, classes, 72, 64)
+    order = [int(Path(split.source.name(index)).stem) for index in range(20)]
+    ours = net.setup.evaluator.log_probs(net.params, split, views=1, what="")
+    theirs = net.setup.evaluator.log_probs(net.params, net.setup.validation, views=1, what="")
+    np.testing.assert_allclose(ours, theirs[order], rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_its_15_x_5_folders_are_scored_without_scaling(run, tmp_path, capsys):
     """All are the same images here, so each error is that of these images' centre crops."""
