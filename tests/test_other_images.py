@@ -10,24 +10,28 @@ from alexnet_jax import main as command
 from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.train import fit
 from alexnet_jax.training import corruptions, trained
+from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 
 
 @pytest.fixture(scope="module")
-def run(records, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("other") / "run"
-    c = make_config(records, steps=8, batch=32, evaluate__ten_views_at_end=False, devices=1)
-    fit(c, folder)
-    return folder
+def net(records):
+    """With initial weights."""
+    setup = make_setup(make_config(records, devices=1))
+    return trained.Trained(Path("run"), 0, setup, setup.network.init(0))
 
 
-def write_images(run: Path, root: Path, names, count: int = 20, side: int | None = None) -> Path:
+@pytest.fixture
+def score(net, monkeypatch):
+    """`evaluate` with that network."""
+    monkeypatch.setattr(trained, "load", lambda *_: net)
+    return lambda on: evaluate(net.setup.config, net.folder, "newest", on)
+
+
+def write_images(net, root: Path, names, count: int = 20, side: int | None = None) -> Path:
     """Validation images as root/CLASS/NUMBER.png; `side`: only their middle."""
-    net = trained.open_trained(run)
     split = net.setup.validation
     edge = (split.size - (side or split.size)) // 2
     image = np.empty((split.size, split.size, 3), np.uint8)
@@ -40,36 +44,36 @@ def write_images(run: Path, root: Path, names, count: int = 20, side: int | None
     return root
 
 
-def classes_of(run: Path) -> tuple[str, ...]:
-    return trained.open_trained(run).setup.records.manifest.classes
+def classes_of(net) -> tuple[str, ...]:
+    return net.setup.records.manifest.classes
 
 
-def lines(run: Path, on: Path | None, capsys) -> list[str]:
+def lines(score, on: Path | None, capsys) -> list[str]:
     capsys.readouterr()
-    evaluate(workdir.read_config(run), run, "newest", on)
+    score(on)
     said = capsys.readouterr().out.splitlines()
     return [line.split(":", 1)[1] for line in said if line.startswith("step ")]
 
 
-def test_other_records_of_the_same_images_score_the_same(run, tmp_path, capsys):
+def test_other_records_of_the_same_images_score_the_same(score, tmp_path, capsys):
     prepare("generated:256", tmp_path / "same", size=72, format="raw")
-    assert lines(run, tmp_path / "same", capsys) == lines(run, None, capsys)
+    assert lines(score, tmp_path / "same", capsys) == lines(score, None, capsys)
 
 
 @pytest.mark.parametrize("numbered", [False, True])
-def test_a_folder_scores_as_records_do(run, tmp_path, capsys, numbered):
+def test_a_folder_scores_as_records_do(net, score, tmp_path, capsys, numbered):
     """Minus the mean of the training; also where numbers are the names, as in ImageNet-V2."""
-    classes = classes_of(run)
+    classes = classes_of(net)
     names = [str(n) for n in range(len(classes))] if numbered else classes
-    net, count = trained.open_trained(run), 100
-    root = write_images(run, tmp_path / "images", names, count)
+    count = 100
+    root = write_images(net, tmp_path / "images", names, count)
     split = labelled_folder(root, classes, 72)
     ours = net.setup.evaluator.log_probs(net.params, split, views=10, what="")
     theirs = net.setup.evaluator.log_probs(net.params, net.setup.validation, views=10, what="")
     order = [int(Path(split.source.name(index)).stem) for index in range(count)]
     np.testing.assert_allclose(ours, theirs[order], rtol=1e-4)
     np.testing.assert_array_equal(split.labels, net.setup.validation.labels[order])
-    found = lines(run, root, capsys)
+    found = lines(score, root, capsys)
     assert len(found) == 2
     assert all("(100 images)" in line for line in found)
 
@@ -84,24 +88,23 @@ def test_numbers_as_names_are_no_order_of_the_alphabet(tmp_path):
         labelled_folder(tmp_path, [f"class {n}" for n in range(10)], 72)
 
 
-def test_other_classes_or_sizes_are_refused(run, tmp_path):
-    c = workdir.read_config(run)
+def test_other_classes_or_sizes_are_refused(score, tmp_path):
     for split in ("train", "val"):
         (tmp_path / "cats" / split / "cat").mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "cats" / split / "cat" / "0.png"), np.zeros((9, 9, 3), np.uint8))
     prepare(f"folder:{tmp_path / 'cats'}", tmp_path / "records", size=72, format="raw")
     with pytest.raises(UserError, match="has other classes than the records that"):
-        evaluate(c, run, "newest", tmp_path / "records")
+        score(tmp_path / "records")
     with pytest.raises(UserError, match="val/cat is none of the network's 10 classes"):
-        evaluate(c, run, "newest", tmp_path / "cats" / "val")
+        score(tmp_path / "cats" / "val")
     prepare("generated:64", tmp_path / "small", size=64, format="raw")
     with pytest.raises(UserError, match="has images of 64 pixels, not 72; prepare again"):
-        evaluate(c, run, "newest", tmp_path / "small")
+        score(tmp_path / "small")
     with pytest.raises(UserError, match="there is no such folder"):
-        evaluate(c, run, "newest", tmp_path / "none")
+        score(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no images; it must hold CLASS/IMAGE"):
-        evaluate(c, run, "newest", tmp_path / "empty")
+        score(tmp_path / "empty")
 
 
 def test_training_on_other_images_is_not_what_on_means(capsys):
@@ -123,9 +126,9 @@ def test_mce_of_twice_the_errors_of_its_alexnet_is_2():
     np.testing.assert_allclose(corruptions.mean_corruption_error(errors), 2 * 14 / 15)
 
 
-def test_images_of_the_crops_size_are_seen_whole(run, tmp_path):
-    net, classes = trained.open_trained(run), classes_of(run)
-    root = write_images(run, tmp_path, classes, 20, side=64)
+def test_images_of_the_crops_size_are_seen_whole(net, tmp_path):
+    classes = classes_of(net)
+    root = write_images(net, tmp_path, classes, 20, side=64)
     split = labelled_folder(root, classes, 72, 64)
     order = [int(Path(split.source.name(index)).stem) for index in range(20)]
     ours = net.setup.evaluator.log_probs(net.params, split, views=1, what="")
@@ -134,10 +137,10 @@ def test_images_of_the_crops_size_are_seen_whole(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_its_15_x_5_folders_are_scored_without_scaling(run, tmp_path, capsys):
+def test_its_15_x_5_folders_are_scored_without_scaling(net, score, tmp_path, capsys):
     """All are the same images here, so each error is that of these images' centre crops."""
-    net, classes = trained.open_trained(run), classes_of(run)
-    images = write_images(run, tmp_path / "images", classes, 20, side=64)
+    classes = classes_of(net)
+    images = write_images(net, tmp_path / "images", classes, 20, side=64)
     root = tmp_path / "imagenet-c"
     for number, name in enumerate(corruptions.BASELINE):
         group = root / f"group{number % 4}" / name
@@ -148,7 +151,7 @@ def test_its_15_x_5_folders_are_scored_without_scaling(run, tmp_path, capsys):
     log = net.setup.evaluator.log_probs(net.params, net.setup.validation, views=1, what="")[:20]
     wrong = np.mean(log.argmax(1) != net.setup.validation.labels[:20])
     assert errors == {name: [wrong] * 5 for name in corruptions.BASELINE}
-    evaluate(workdir.read_config(run), run, "newest", root)
+    score(root)
     said = capsys.readouterr().out
     want = 100 * np.mean([wrong / e for e in corruptions.BASELINE.values()])
     assert f"mCE {want:.1f}%: the mean over the corruptions of CE" in said

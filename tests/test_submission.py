@@ -10,8 +10,8 @@ from scipy.io import savemat
 
 from alexnet_jax import predict, submission
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.train import fit
 from alexnet_jax.training import trained
+from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 from tests.data.conftest import tar_of
 
@@ -19,15 +19,16 @@ COUNT = 40
 
 
 @pytest.fixture(autouse=True)
-def devices_stay_as_they_are(monkeypatch):
+def commands_open_the_network_that_is_there(monkeypatch, net):
     monkeypatch.setattr(predict.host, "configure_jax", lambda devices: None)
+    monkeypatch.setattr(predict.trained, "open_trained", lambda *_, **__: net)
 
 
 @pytest.fixture(scope="module")
-def net(records, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("submission") / "run"
-    fit(make_config(records, steps=6, batch=32, evaluate__ten_views_at_end=False), folder)
-    return trained.open_trained(folder)
+def net(records):
+    """With initial weights."""
+    setup = make_setup(make_config(records, devices=1))
+    return trained.Trained(Path("run"), 0, setup, setup.network.init(0))
 
 
 @pytest.fixture(scope="module")
