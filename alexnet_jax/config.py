@@ -32,13 +32,14 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
-    *("devices", "towers_apart", "deterministic"),
+    *("devices", "towers_apart", "forms", "deterministic"),
     *("epochs", "steps", "checkpoint_every"),
     *("data.source", "data.records", "data.threads"),
 )
 """Keys and sections that may have another value when a run is resumed."""
 
 ADDED: Mapping[str, Any] = {
+    "forms": "default",
     "data": {"order": "random", "chunk": 1},
     "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
     "evaluate": {"nine_views_at_end": False},
@@ -318,6 +319,7 @@ class Config:
     devices: PositiveInt  # with two towers apart: 1 or an even number
     towers_apart: bool  # each tower on a device of its own; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
+    forms: Literal["fastest", "default"]  # on GPUs: how to compute layers, by trial at the start
     deterministic: bool  # on GPUs: the same bits in every run, but slower
     batch: PositiveInt  # images in a step, over all devices
     init_from: str  # start from the newest weights of this workdir, but a new last layer; "": none

@@ -22,6 +22,8 @@ ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 class AlexNet(nnx.Module):
     """The network of the paper, or one of its variations, as `config.AlexNet` says."""
 
+    convolution: type[Conv] = Conv  # another class may watch what goes through
+
     def outputs(
         self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
     ) -> dict[str, Float[Array, " b *units"]]:
@@ -112,7 +114,7 @@ class AlexNet(nnx.Module):
                 return LeftOut(seen)
             sizes, zeros = (window, seen, maps[number - 1], c.towers), c.padding.get(name)
             form = forms.get(name, DEFAULT)
-            return Conv(initial(name), *sizes, stride=stride, zeros=zeros, form=form)
+            return self.convolution(initial(name), *sizes, stride=stride, zeros=zeros, form=form)
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""
