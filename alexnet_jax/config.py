@@ -13,7 +13,7 @@ import json
 import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, TypeAdapter
@@ -24,6 +24,11 @@ from alexnet_jax.runtime.errors import UserError
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 """The paper's five, and the sixth of the network that it trained on more images (§6.1)."""
+
+Activation = Literal["relu", "tanh", "sigmoid"]
+"""f of §3.1: max(0, x), tanh(x) or 1 / (1 + e^-x)."""
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
@@ -96,9 +101,15 @@ class Formula:
     """Response normalization: a / (k + alpha * (sum of the neighbours' squares))^beta (§3.3)."""
 
     size: PositiveInt  # neighbours, itself included: maps, or the side of a window in a map
-    k: float = Field(ge=1e-6)
+    k: NonNegativeFloat  # 0, or at least 1e-6: less is lost in float32
     alpha: NonNegativeFloat
     beta: NonNegativeFloat
+
+    def __post_init__(self) -> None:
+        if 0 < self.k < 1e-6:
+            raise ValueError(f"k={self.k} must be 0 or at least 1e-6")
+        if not self.k and not self.alpha and self.beta:
+            raise ValueError("k and alpha are both 0, so it would divide by zero")
 
 
 @section
@@ -132,7 +143,7 @@ class AlexNet:
     width: float = Field(ge=1e-3, lt=64)  # multiplies kernels and neurons
     cross: tuple[Literal["conv3", "conv6", "fc6", "fc7"], ...]  # layers that see both towers
     without: Literal["", "conv2", "conv3", "conv4", "conv5", "conv6"]  # leaves out one convolution
-    activation: Literal["relu", "tanh"]
+    activation: Activation
     pool_window: PositiveInt
     pool_stride: PositiveInt
     pool_over_edges: bool  # the last windows may hang over the far edges, as in the 2012 code
@@ -177,7 +188,7 @@ class CifarLayer:
     kind: Literal["conv", "local", "dense"]  # local: a convolution with kernels for each place
     window: PositiveInt  # side of a convolution's kernels, pixels; 1 for a dense layer
     units: PositiveInt  # kernels or neurons
-    then: tuple[Literal["relu", "tanh", "max", "average", "within_map", "across_maps"], ...]
+    then: tuple[Activation | Literal["max", "average", "within_map", "across_maps"], ...]
     std: NonNegativeFloat  # standard deviation of the initial weights; the biases start at 0
 
 
@@ -199,8 +210,9 @@ class Cifar:
         if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
             raise ValueError(f"the last of layers must be dense, with {self.classes} units")
         for layer in self.layers:
-            if layer.kind == "dense" and set(layer.then) - {"relu", "tanh"}:
-                raise ValueError(f"only relu and tanh can follow {layer.name}, which is dense")
+            if layer.kind == "dense" and set(layer.then) - set(ACTIVATIONS):
+                allowed = ", ".join(ACTIVATIONS)
+                raise ValueError(f"only {allowed} can follow {layer.name}, which is dense")
         after = set(kinds[kinds.index("dense") :])
         if len(set(self.names)) != len(kinds) or after != {"dense"}:
             raise ValueError("layers must have different names, and the dense ones must be last")
@@ -212,8 +224,9 @@ class Cifar:
 
     @property
     def activation(self) -> str:
-        """'tanh' if any layer has it, else 'relu'."""
-        return "tanh" if any("tanh" in layer.then for layer in self.layers) else "relu"
+        """The first one in `layers`; 'relu' if there is none."""
+        names = (name for layer in self.layers for name in layer.then if name in ACTIVATIONS)
+        return next(names, "relu")
 
 
 @section

@@ -12,6 +12,7 @@ kernels     Fig. 3: the first layer's kernels, tower A above tower B
 towers      how colourful and how oriented the kernels of each tower are, run by run
 figure4     Fig. 4, left: eight validation images with their five best labels
 neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7
+subnetworks  means of sampled networks, some neurons left out, beside the one pass of testing (§4.2)
 curves      loss, error rates and learning rate of each run
 layer_bytes what a step's program moves in each layer, from files of `benchmark program --json`
 """
@@ -29,6 +30,7 @@ from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.figures.kernels import draw_kernels, draw_towers
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
+from alexnet_jax.figures.subnetworks import draw_subnetworks
 from alexnet_jax.runtime import cli, host
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "towers": draw_towers,
     "figure4": draw_figure4,
     "neighbours": draw_neighbours,
+    "subnetworks": draw_subnetworks,
     "curves": draw_curves,
 }
 

@@ -16,7 +16,7 @@ from alexnet_jax.model.ops import DropoutKey
 from alexnet_jax.model.towers import Towers
 from alexnet_jax.runtime.errors import UserError
 
-ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh}
+ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
 
 class AlexNet(nnx.Module):
