@@ -13,7 +13,7 @@ import json
 import reprlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, TypeAdapter
@@ -25,15 +25,21 @@ from alexnet_jax.runtime.errors import UserError
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6")
 """The paper's five, and the sixth of the network that it trained on more images (§6.1)."""
 
+Activation = Literal["relu", "tanh", "sigmoid"]
+"""f of §3.1: max(0, x), tanh(x) or 1 / (1 + e^-x)."""
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
-    *("devices", "towers_apart", "deterministic"),
+    *("devices", "towers_apart", "forms", "deterministic"),
     *("epochs", "steps", "checkpoint_every"),
     *("data.source", "data.records", "data.threads"),
 )
 """Keys and sections that may have another value when a run is resumed."""
 
 ADDED: Mapping[str, Any] = {
+    "forms": "default",
     "data": {"order": "random", "chunk": 1},
     "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
     "evaluate": {"nine_views_at_end": False},
@@ -43,7 +49,8 @@ ADDED_TO_PHASES: dict[str, Any] = {"biases": {}, "images": 0}
 
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
-Window = Annotated[int, Field(ge=1, le=1000)]  # the code has a line for each place of some
+Window = Annotated[int, Field(ge=1, le=1000)]  # a program has an operation for each place of some
+Zeros = Annotated[int, Field(ge=0, le=1000)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 _T = TypeVar("_T")
@@ -98,9 +105,15 @@ class Formula:
     """Response normalization: a / (k + alpha * (sum of the neighbours' squares))^beta (§3.3)."""
 
     size: Window  # neighbours, itself included: maps, or the side of a window in a map
-    k: float = Field(ge=1e-6)
+    k: NonNegativeFloat  # 0, or at least 1e-6: less is lost in float32
     alpha: NonNegativeFloat
     beta: NonNegativeFloat
+
+    def __post_init__(self) -> None:
+        if 0 < self.k < 1e-6:
+            raise ValueError(f"k={self.k} must be 0 or at least 1e-6")
+        if not self.k and not self.alpha and self.beta:
+            raise ValueError("k and alpha are both 0, so it would divide by zero")
 
 
 @section
@@ -134,13 +147,11 @@ class AlexNet:
     width: float = Field(ge=1e-3, lt=64)  # multiplies kernels and neurons
     cross: tuple[Literal["conv3", "conv6", "fc6", "fc7"], ...]  # layers that see both towers
     without: Literal["", "conv2", "conv3", "conv4", "conv5", "conv6"]  # leaves out one convolution
-    activation: Literal["relu", "tanh"]
+    activation: Activation
     pool_window: Window
     pool_stride: Window
     pool_over_edges: bool  # the last windows may hang over the far edges, as in the 2012 code
-    padding: Mapping[
-        str, Annotated[int, Field(ge=0, le=1000)]
-    ]  # zeros at each edge of single convolutions' inputs; the
+    padding: Mapping[str, Zeros]  # zeros at each edge of single convolutions' inputs; the
     # others but conv1 have as many as keep the side
     lrn: AcrossMaps
     within_map: WithinMap
@@ -179,11 +190,9 @@ class CifarLayer:
 
     name: str = Field(pattern=r"^(conv|local|fc)\d+$")
     kind: Literal["conv", "local", "dense"]  # local: a convolution with kernels for each place
-    window: Annotated[
-        int, Field(ge=1, le=64)
-    ]  # side of a convolution's kernels, pixels; 1 for a dense layer
+    window: int = Field(ge=1, le=64)  # side of a convolution's kernels, pixels; 1 for a dense layer
     units: PositiveInt  # kernels or neurons
-    then: tuple[Literal["relu", "tanh", "max", "average", "within_map", "across_maps"], ...]
+    then: tuple[Activation | Literal["max", "average", "within_map", "across_maps"], ...]
     std: NonNegativeFloat  # standard deviation of the initial weights; the biases start at 0
 
 
@@ -205,8 +214,9 @@ class Cifar:
         if kinds[-1:] != ["dense"] or self.layers[-1].units != self.classes:
             raise ValueError(f"the last of layers must be dense, with {self.classes} units")
         for layer in self.layers:
-            if layer.kind == "dense" and set(layer.then) - {"relu", "tanh"}:
-                raise ValueError(f"only relu and tanh can follow {layer.name}, which is dense")
+            if layer.kind == "dense" and set(layer.then) - set(ACTIVATIONS):
+                allowed = ", ".join(ACTIVATIONS)
+                raise ValueError(f"only {allowed} can follow {layer.name}, which is dense")
         after = set(kinds[kinds.index("dense") :])
         if len(set(self.names)) != len(kinds) or after != {"dense"}:
             raise ValueError("layers must have different names, and the dense ones must be last")
@@ -218,8 +228,9 @@ class Cifar:
 
     @property
     def activation(self) -> str:
-        """'tanh' if any layer has it, else 'relu'."""
-        return "tanh" if any("tanh" in layer.then for layer in self.layers) else "relu"
+        """The first one in `layers`; 'relu' if there is none."""
+        names = (name for layer in self.layers for name in layer.then if name in ACTIVATIONS)
+        return next(names, "relu")
 
 
 @section
@@ -312,6 +323,7 @@ class Config:
     devices: PositiveInt  # with two towers apart: 1 or an even number
     towers_apart: bool  # each tower on a device of its own; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
+    forms: Literal["fastest", "default"]  # on GPUs: how to compute layers, by trial at the start
     deterministic: bool  # on GPUs: the same bits in every run, but slower
     batch: PositiveInt  # images in a step, over all devices
     init_from: str  # start from the newest weights of this workdir, but a new last layer; "": none

@@ -20,11 +20,13 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from alexnet_jax import config
+from alexnet_jax.data.records import Split, is_prepared, open_records
+from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.signals import Stop
 from alexnet_jax.runtime.terminal import say
-from alexnet_jax.training import trained
+from alexnet_jax.training import corruptions, trained
 from alexnet_jax.training.scores import Scores, Views, label_ranks, mean_scores
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
@@ -41,24 +43,56 @@ RECORDS = flags.DEFINE_string("records", None, "Where the runs' records are now.
 JSON = flags.DEFINE_string("json", None, "File to write the scores to.", OPTIONS)
 
 
-def evaluate(c: config.Config, folder: Path, step: trained.Step) -> None:
+def evaluate(c: config.Config, folder: Path, step: trained.Step, on: Path | None = None) -> None:
     """Scores a checkpoint of a workdir on the validation split, by one view and by ten.
 
-    And by nine, if the config says so.
+    And by nine, if the config says so. The mean image is always that of the training.
+
+    Args:
+      c: the run's config, with the records that it was trained on.
+      folder: the workdir.
+      step: which checkpoint.
+      on: other images of the same classes: records, a folder with CLASS/IMAGE, or ImageNet-C's
+        with its 15 corruptions, which are scored by one view each; None: the run's own records.
 
     Raises:
-      UserError: see `trained.load`.
+      UserError: see `trained.load`; or `on` has other classes.
       Stopped: SIGTERM or SIGINT came.
     """
     net = trained.load(c, folder, step)
-    evaluator, split = net.setup.evaluator, net.setup.validation
+    name = str(on or c.data.validation)
     with Stop() as stop:
+        if on is not None and not is_prepared(on) and corruptions.folders_of(on):
+            errors = corruptions.score(net, on, stop.check)
+            say(corruptions.table(errors, len(net.setup.records.manifest.classes)))
+            return
+        evaluator, split = net.setup.evaluator, _split_of(net, on) if on else net.setup.validation
         ways: list[tuple[Views, str]] = [(1, "centre crop"), (10, "ten views")]
         if c.evaluate.nine_views_at_end:
             ways.append((9, "nine views"))
-        for views, name in ways:
-            scored = evaluator.score(net.params, split, views=views, what=name, check=stop.check)
-            say(f"step {net.step}, {c.data.validation}, {name}: {scored.text()}")
+        for views, way in ways:
+            scored = evaluator.score(net.params, split, views=views, what=way, check=stop.check)
+            say(f"step {net.step}, {name}, {way}: {scored.text()}")
+
+
+def _split_of(net: trained.Trained, path: Path) -> Split:
+    """The images in `path`. Raises UserError if their classes or their size are others."""
+    data, classes = net.setup.config.data, net.setup.records.manifest.classes
+    if not is_prepared(path):
+        if not path.is_dir():
+            raise UserError(f"--on={path}: there is no such folder")
+        split = labelled_folder(path, classes, data.size)
+        missing = len(classes) - len(set(split.labels.tolist()))
+        if missing:
+            say(f"{path}: {missing} of the network's {len(classes)} classes have no images there")
+        return split
+    records = open_records(path)
+    if records.manifest.classes != classes:
+        raise UserError(f"--on={path} has other classes than the records that {net.folder} knows")
+    if records.manifest.size != data.size:
+        found = records.manifest.size
+        raise UserError(f"--on={path} has images of {found} pixels, not {data.size}; prepare again")
+    return records.split(data.validation)
 
 
 def evaluate_together(nets: Sequence[trained.Trained], *, views: Views, search: bool) -> Scores:

@@ -19,6 +19,7 @@ from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import cli, distributed, host
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
@@ -30,6 +31,9 @@ CONFIG = cli.define_config(OPTIONS)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, checkpoints.", OPTIONS)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "describe"], "What to do.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
+ON = flags.DEFINE_string(
+    "on", None, "In evaluate: other records, or a folder with CLASS/IMAGE or ImageNet-C.", OPTIONS
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     c = cli.given_config(CONFIG)
+    if ON.value is not None and MODE.value != "evaluate":
+        raise UserError("--on: only --mode=evaluate scores other images")
     folder = None if MODE.value == "describe" else Path(cli.required(WORKDIR, "runs/tiny"))
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
@@ -54,7 +60,7 @@ def _run(arguments: Sequence[str]) -> None:
         distributed.on_main_process(lambda: _prepare(c))
         fit(c, folder)
     else:
-        evaluate(c, folder, trained.parse_step(STEP.value))
+        evaluate(c, folder, trained.parse_step(STEP.value), Path(ON.value) if ON.value else None)
 
 
 def _describe(c: config.Config, network: ShardedModel) -> None:

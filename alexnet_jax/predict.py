@@ -1,8 +1,12 @@
 """The five best labels for your own images: JPEG, PNG and other common files.
 
 python -m alexnet_jax.predict --workdir=runs/alexnet IMAGE... [--json=FILE] [--out=FILE]
+python -m alexnet_jax.predict --workdir=runs/alexnet FOLDER_OR_TAR --submission=FILE --devkit=DIR
 
 An image is rescaled and cut as the training images were (§2), and scored by ten views (§4.1).
+
+--submission writes a line of five numbers for each image of a folder or a tar, sorted by name, as
+ILSVRC's devkit wants them. If it is stopped, the same command resumes.
 """
 
 import json
@@ -15,11 +19,14 @@ import numpy as np
 from absl import flags
 
 from alexnet_jax.data.images import centre_square, decode
+from alexnet_jax.data.sources import SourceSplit
+from alexnet_jax.data.unprepared import unlabelled
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import complain, progress_bar
+from alexnet_jax.submission import class_ids, write_submission
 from alexnet_jax.training import trained
 from alexnet_jax.training.scores import Views
 
@@ -31,6 +38,8 @@ VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OP
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 RECORDS = flags.DEFINE_string("records", None, "Where the run's records are now.", OPTIONS)
 JSON = flags.DEFINE_string("json", None, "File to write the five best labels to.", OPTIONS)
+SUBMISSION = flags.DEFINE_string("submission", None, "File for the lines of a submission.", OPTIONS)
+DEVKIT = flags.DEFINE_string("devkit", None, "ILSVRC's devkit: numbers of classes.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "Figure to draw: images and their best labels.", OPTIONS)
 
 
@@ -78,9 +87,27 @@ def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[
     return squares
 
 
+def _test_images(arguments: Sequence[str]) -> SourceSplit:
+    """The images of the only argument. UserError: there are more, or options that do not fit."""
+    if len(arguments) > 1 or JSON.value or OUT.value:
+        raise UserError("--submission takes one folder or tar of images, no --json and no --out")
+    return unlabelled(Path(arguments[0]))
+
+
+def _submit(net: trained.Trained, images: SourceSplit, file: Path) -> None:
+    devkit = Path(DEVKIT.value) if DEVKIT.value else None
+    classes = net.setup.records.manifest.classes
+    ids = class_ids(classes, devkit)
+    write_submission(net, images, ids, file, views=cast(Views, int(VIEWS.value)))
+    print(f"{file} has {images.count:,} lines, for the images in the order of their names")
+    if devkit is None:
+        print(f"classes are numbered in their order: 1 is {classes[0]}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; `arguments` are those of the process if None."""
-    cli.run(_run, OPTIONS, __doc__, arguments)
+    resume = "stopped; the same command resumes a submission"
+    cli.run(_run, OPTIONS, __doc__, arguments, stopped=resume)
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -89,7 +116,13 @@ def _run(arguments: Sequence[str]) -> None:
     host.configure_jax(1)
     step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
     folder = Path(cli.required(WORKDIR, "runs/tiny"))
+    submission = cli.output(SUBMISSION)
+    if submission:
+        images = _test_images(arguments)
     net = trained.open_trained(folder, step=step, records=RECORDS.value)
+    if submission:
+        _submit(net, images, submission)
+        return
     found, unread = predict(net, list(map(Path, arguments)), views=cast(Views, int(VIEWS.value)))
     best = [(str(name), dict(zip(one.labels, one.probs, strict=True))) for name, one in found]
     for name, labels in best:

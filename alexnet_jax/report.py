@@ -5,7 +5,7 @@ python -m alexnet_jax.report --workdirs=runs/a,runs/b [--configs=configs/cifar10
 Runs that differ only in their seed share a row: the mean and, from two seeds on, the standard
 deviation. Errors are top-1 / top-5 in percent, on the validation split of the run. The configs of
 --configs have a row even if they were not run; of a file with several variants all have one, or
-only that of FILE:VARIANT.
+only that of FILE:VARIANT. --comparators adds the other rows of the paper's Tables 1 and 2.
 """
 
 import json
@@ -25,9 +25,23 @@ from alexnet_jax.runtime.terminal import markdown_table
 
 NOT_RUN = "not run"
 
+COMPARATORS = {  # what the paper compares with, and its own averages; top-1 / top-5 in percent
+    "sparse coding (Table 1)": "47.1 / 28.2 on ILSVRC-2010",
+    "SIFT + FVs (Table 1)": "45.7 / 25.7 on ILSVRC-2010",
+    "one network (Table 1)": "37.5 / 17.0 on ILSVRC-2010",
+    "SIFT + FVs (Table 2)": "test: top-5 26.2",
+    "one network (Table 2)": "40.7 / 18.2",
+    "five networks (Table 2)": "38.1 / 16.4, test: top-5 16.4",
+    "one network, pre-trained (Table 2)": "39.0 / 16.6",
+    "seven networks, two pre-trained (Table 2)": "36.7 / 15.4, test: top-5 15.3",
+    "the best before, ImageNet 2009 (§6)": "78.1 / 60.9",
+    "one network with a sixth convolution, ImageNet 2009 (§6)": "67.4 / 40.9",
+}
+
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 CONFIGS = flags.DEFINE_list("configs", [], "Configs that have a row even if not run.", OPTIONS)
+WITH_COMPARATORS = flags.DEFINE_bool("comparators", False, "Rows of Tables 1 and 2.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
@@ -89,8 +103,15 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def report(folders: Sequence[Path], planned: Sequence[config.Experiment] = ()) -> str:
+def report(
+    folders: Sequence[Path],
+    planned: Sequence[config.Experiment] = (),
+    *,
+    comparators: bool = False,
+) -> str:
     """The table of the runs in `folders`, and of the `planned` that are not among them.
+
+    With `comparators`, the paper's Tables 1 and 2 follow.
 
     Raises:
       UserError: see `read_run`.
@@ -102,6 +123,8 @@ def report(folders: Sequence[Path], planned: Sequence[config.Experiment] = ()) -
     known = {runs[0].config.experiment.name for runs in groups.values()}
     not_run = {"ours, ten views": NOT_RUN, "ours, centre crop": NOT_RUN}
     rows += [_about(one) | not_run for one in planned if one.name not in known]
+    if comparators:
+        rows += [{"experiment": name, "paper": told} for name, told in COMPARATORS.items()]
     return markdown_table(rows)
 
 
@@ -215,7 +238,7 @@ def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     out = cli.output(OUT)
     planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
-    table = report(cli.folders(WORKDIRS), planned)
+    table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)
     print(table)
     if out:
         out.write_text(table + "\n")

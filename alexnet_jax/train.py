@@ -23,9 +23,10 @@ from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import progress_bar, say
 from alexnet_jax.training import diagnostics, memory
+from alexnet_jax.training.forms import choose
 from alexnet_jax.training.plan import Plan
 from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Views
-from alexnet_jax.training.setup import Setup, make_setup
+from alexnet_jax.training.setup import Setup, make_setup, with_forms
 from alexnet_jax.training.state import State, init_state, restore_state
 from alexnet_jax.training.step import (
     Batch,
@@ -87,6 +88,8 @@ def fit(c: config.Config, folder: Path) -> None:
         say(f"the records in {records.path} are of an earlier version ({note})")
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
+        if forms := choose(setup.network, c, folder):
+            setup = with_forms(setup, forms)
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
         run = restore(setup, checkpoints)
         if is_over(run, run.policy) and run.unscored is None:

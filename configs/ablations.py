@@ -127,6 +127,7 @@ ABLATIONS = {
     "no_crops": Ablation({"data.random_crop": False, "data.mirror": False}, OVERFITS),
     "no_dropout": Ablation({"model.dropout": 0.0}, OVERFITS),
     "tanh": Ablation({"model.activation": "tanh"}, "several times slower to train (§3.1)"),
+    "sigmoid": Ablation({"model.activation": "sigmoid"}, "the same as of tanh (§3.1)"),
     "without_conv2": Ablation({"model.without": "conv2"}, MIDDLE),
     "without_conv3": Ablation({"model.without": "conv3"}, MIDDLE),
     "without_conv4": Ablation({"model.without": "conv4"}, MIDDLE),
@@ -154,13 +155,13 @@ ABLATIONS = {
     ),
     # Over the last pooling layer; the paper does not give its size, so we chose one. The paper
     # trained it on all classes of ImageNet's release of autumn 2011 and then on those of
-    # ILSVRC-2012: use --config.init_from for that.
+    # ILSVRC-2012: docs/results.md has the commands.
     "sixth_conv": Ablation(
         SIXTH_CONV, "39.0 / 16.6, trained before on the release of autumn 2011 (§6.1)"
     ),
     # 2 x 128 kernels that see both towers; the second of two runs, which begins with the weights of
-    # the first: use --config.init_from. The file has .022 for the biases of conv6. fc8 is new, so
-    # after 300 batches of 1,024 images its rate rose.
+    # the first: use --config.init_from. (The first: sixth_conv with the same cross.) The file has
+    # .022 for the biases of conv6. fc8 is new, so after 300 batches of 1,024 images its rate rose.
     "run_146": Ablation(
         {
             **SIXTH_CONV,

@@ -5,6 +5,7 @@ python -m alexnet_jax.main --config=configs/cifar10.py:18 --workdir=runs/cifar10
 
 name          net                                   test error that its authors give
 relu, tanh    Fig. 1: four layers, not regularized  (25% training error: 6 times sooner with relu)
+sigmoid       the same with 1 / (1 + e^-x)          none
 26            layers-80sec                          26% in 80 s on a GPU of 2012
 18            layers-18pct                          18%, without augmentation
 13            layers-conv-local-13pct               13% (12.6% measured), nine views
@@ -34,6 +35,7 @@ FASTER = "25% training error 6 times as soon with ReLU (§3.1)"
 NETS = {  # top-1 test error in %: what the paper says, and the result of its authors' code
     "relu": (FASTER, ""),
     "tanh": (FASTER, ""),
+    "sigmoid": ("", ""),
     "26": ("", "26"),
     "18": ("", "18"),
     "13": ("13 (§3.3)", "12.6"),
@@ -55,7 +57,7 @@ def get_config(name: str = "18") -> ConfigDict:
     config.experiment.update({"name": f"cifar10_{name}", "paper": paper, "log": log})
     if name.startswith("13_"):
         config.experiment.against = "cifar10_13"
-    if name in ("relu", "tanh"):
+    if name in ("relu", "tanh", "sigmoid"):
         _figure_1(config, name)
     elif name == "26":
         _net_26(config)

@@ -140,7 +140,8 @@ for axes in grid.flat:
 # %%
 network, lrn = setup.network.bind(net.params), c.model.lrn
 responses = network.conv1([seen])
-before, after = (np.concatenate(x, -1) for x in (responses, network.lrn1(responses)))
+normalized = network.conv1.then(responses, network.lrn1)
+before, after = (np.concatenate(x, -1) for x in (responses, normalized))
 after *= lrn.k**lrn.beta  # without the constant factor that all responses get
 factor = after / before
 _, row, column, _ = np.unravel_index(np.argmax(np.abs(before)), before.shape)

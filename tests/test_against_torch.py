@@ -116,6 +116,7 @@ VARIANTS = {
     "paper": alexnet.get_config,
     "as run in 2012": alexnet_2012.get_config,
     "tanh": functools.partial(ablations.get_config, "tanh"),
+    "sigmoid": functools.partial(ablations.get_config, "sigmoid"),
     "sixth convolution": functools.partial(ablations.get_config, "sixth_conv"),
     "run 146": functools.partial(ablations.get_config, "run_146"),
     "run 147": functools.partial(ablations.get_config, "run_147"),

@@ -43,6 +43,7 @@ def test_the_full_network_is_the_papers():
         "fc8": (1000,),
     }
     assert rows["conv1"].neurons == 290_400  # §3.5 says 253,440, which is 55 x 48 x 96
+    assert sum(row.neurons for row in rows.values()) == 659_272  # the abstract: 650,000
     # 11*11*3*96*55^2 + 2*(5*5*48*128)*27^2 + ...: 0.724 G
     assert sum(row.multiply_adds for row in rows.values()) == (
         105_415_200 + 223_948_800 + 149_520_384 + 112_140_288 + 74_760_192

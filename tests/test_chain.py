@@ -84,6 +84,13 @@ def test_a_form_gives_what_its_definition_gives_over_odd_sizes(number):
     assert_form_is_right(drawn(number), ("one pass", "two passes")[number // 4 % 2])
 
 
+@pytest.mark.parametrize("form", ["one pass", "two passes"])
+def test_plain_normalization_pads_with_nothing_that_divides_by_zero(form):
+    plain = Formula(k=0.0, alpha=1.0, size=7, beta=1.0)
+    run = ops.Lrn(plain), ops.LrnWithin(plain), ops.MaxPool(3, 2)
+    assert_form_is_right(Case(run, (2, 9, 12, 7), "normal"), form)
+
+
 @pytest.mark.parametrize(("number", "form"), [*enumerate(["one pass", "two passes"] * 2)])
 def test_nan_comes_out_where_the_definition_has_it(number, form):
     case = drawn(number)

@@ -63,7 +63,8 @@ def test_the_2x2_of_lrn_and_width_differs_in_these_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "crop"), [("18", 32), ("18", 27), ("tanh", 32), ("26", 27), ("13", 24), ("11", 24)]
+    ("name", "crop"),
+    [("18", 32), ("18", 27), ("tanh", 32), ("sigmoid", 32), ("26", 27), ("13", 24), ("11", 24)],
 )
 def test_logits_loss_and_every_gradient_are_pytorchs(name, crop):
     pytest.importorskip("torch")
@@ -132,8 +133,8 @@ def test_the_number_of_devices_changes_no_result(records):
     ("change", "said"),
     [
         ({"name": "steps"}, r"name='steps' String should match pattern '\^\(conv\|local"),
-        ({"then": ["max"]}, "only relu and tanh can follow fc10, which is dense"),
-        ({"then": ["sigmoid"]}, "'sigmoid' must be 'relu', 'tanh'"),
+        ({"then": ["max"]}, "only relu, tanh, sigmoid can follow fc10, which is dense"),
+        ({"then": ["gelu"]}, "'gelu' must be 'relu', 'tanh'"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused(change, said):
@@ -157,7 +158,7 @@ def test_layers_that_do_not_fit_are_refused(values, said):
 
 
 def test_an_unknown_net_is_refused():
-    with pytest.raises(ValueError, match="has no net '12'; there are relu, tanh, 26, 18"):
+    with pytest.raises(ValueError, match="has no net '12'; there are relu, tanh, sigmoid, 26, 18"):
         cifar10.get_config("12")
 
 

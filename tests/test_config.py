@@ -25,7 +25,8 @@ def test_every_recipe_is_accepted_and_survives_json(recipe):
 @pytest.mark.parametrize("name", cifar10.NETS)
 def test_every_cifar_net_is_accepted(name):
     c = config.parse(cifar10.get_config(name))
-    assert c.epochs == {"18": 140, "26": 30, "11": 520, "relu": 60, "tanh": 60}.get(name, 160)
+    of_figure_1 = dict.fromkeys(("relu", "tanh", "sigmoid"), 60)
+    assert c.epochs == {"18": 140, "26": 30, "11": 520, **of_figure_1}.get(name, 160)
 
 
 def test_the_2012_recipe_differs_from_the_papers_in_these_keys_only():
@@ -117,6 +118,8 @@ def test_the_2012_recipe_has_the_values_of_the_released_files():
             "config.policy.kind='cosine'; choose one of 'plateau', 'schedule'",
         ),
         ("optim.layer_decay", {"fc9": 1.0}, "config: 'fc9' in optim.layer_decay"),
+        ("model.lrn.k", 1e-7, "k=1e-07 must be 0 or at least 1e-6"),
+        ("model.within_map.k", -1.0, "config.model.within_map.k=-1.0 must be"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(key, value, said):
@@ -130,6 +133,13 @@ def test_a_wrong_value_is_named_in_one_line(key, value, said):
         config.parse(values)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_plain_normalization_is_accepted_where_it_does_not_divide_by_zero():
+    plain = {"model__lrn__k": 0.0, "model__lrn__beta": 1.0, "model__lrn__size": 96}
+    assert make_config(model__lrn__alpha=1.0, **plain).model.lrn.k == 0
+    with pytest.raises(UserError, match="k and alpha are both 0, so it would divide by zero"):
+        make_config(model__lrn__alpha=0.0, **plain)
 
 
 def test_a_missing_key_is_named():

@@ -200,7 +200,7 @@ def test_an_evaluation_fetches_once(records, monkeypatch, fetches):
 
     monkeypatch.setattr(ShardedModel, "jit", lambda *_, **__: look)
     evaluator = Evaluator(setup.network, setup.normalization["mean"], c.data, batch=48)
-    found = evaluator.score({}, setup.train, ten_views=False, what="test")
+    found = evaluator.score({}, setup.train, views=1, what="test")
     assert found.images == 256
     assert device.events == [*noted("begin", 1, 6), *noted("read", 1, 6)]
     assert len(fetches) == 1

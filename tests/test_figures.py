@@ -10,6 +10,7 @@ import pytest
 
 from alexnet_jax.figures import figure1, kernels
 from alexnet_jax.figures.__main__ import FIGURES, main
+from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
@@ -126,6 +127,36 @@ def test_the_command_draws(run, tmp_path, name):
     image = cv2.imread(str(out))
     assert min(image.shape[:2]) > 100
     assert image.std() > 5
+
+
+def test_the_bars_of_layer_bytes_are_the_sums_of_the_results(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for scale, file in enumerate(files, 1):
+        layers = [
+            {"layer": "conv1", "pass": "forward", "megabytes": 1500.0 * scale},
+            {"layer": "conv1", "pass": "backward", "megabytes": 500.0 * scale},
+            {"layer": "fc6", "pass": "backward", "megabytes": 250.0 * scale},
+        ]
+        row = {"batch": 8, "dtype": "float32", "devices": 1, "target": "h100", "gigabytes": 2.25}
+        file.write_text(json.dumps({"rows": [row | {"layers": layers}]}))
+    (axes,) = draw_layer_bytes(files).axes
+    tops = {}
+    for bar in axes.patches:
+        tops[bar.get_x()] = max(tops.get(bar.get_x(), 0), bar.get_y() + bar.get_height())
+    np.testing.assert_allclose([tops[x] for x in sorted(tops)], [2, 4, 0.25, 0.5])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "fc6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "No such file"), ("{}", "no result of"), ("[", "no result of")]
+)
+def test_a_file_that_is_no_result_is_one_line(tmp_path, capsys, text, said):
+    file = tmp_path / "result.json"
+    if text:
+        file.write_text(text)
+    with pytest.raises(SystemExit):
+        main(["layer_bytes", f"--results={file}", f"--out={tmp_path}/a.png"])
+    assert said in capsys.readouterr().err
 
 
 def test_the_kernels_are_the_checkpoints(run):

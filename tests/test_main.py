@@ -61,7 +61,7 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
         (["--config=tinny"], "one of ablations, alexnet, alexnet_2012, cifar10, run_145, tiny"),
         (["--config=README.md"], "README.md cannot be loaded: SyntaxError"),
         (["--config=configs/__init__.py"], "cannot be loaded: KeyError: 'get_config'"),
-        (["--config=configs/cifar10.py:19"], "has no net '19'; there are relu, tanh, 26"),
+        (["--config=configs/cifar10.py:19"], "has no net '19'; there are relu, tanh, sigmoid, 26"),
         (["--config"], "Missing value for flag --config"),
         ([TINY, "--config.bacth=3"], "config has no key 'bacth'; did you mean 'batch'?"),
         ([TINY, "--config.a.b=3"], "the config has no such key: a"),
@@ -197,7 +197,7 @@ def test_all_variants_of_a_file_or_one(monkeypatch, tmp_path):
     def names(text: str) -> list[str]:
         return [one.experiment.name for one in cli.load_configs(text, all_variants=True)]
 
-    assert len(names("configs/ablations.py")) == 21
+    assert len(names("configs/ablations.py")) == 22
     assert names("cifar10:18") == ["cifar10_18"]
     assert names("alexnet") == ["alexnet"]
     assert all(isinstance(one, ConfigDict) for one in cli.load_configs("tiny"))

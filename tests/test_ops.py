@@ -150,6 +150,19 @@ def test_lrn_has_the_gradient_of_its_formula(run, op, size, beta):
 
 
 @everywhere
+@pytest.mark.parametrize(("op", "size"), [(ops.lrn, 7), (ops.lrn_within, 3)])
+def test_plain_normalization_is_the_formula_with_k_0_too(run, op, size):
+    """(k, alpha, beta, n) = (0, 1, 1, N): each value over the squares of its neighbours."""
+    x, formula = normal(2, 4, 4, 7) * 30, Formula(size=size, k=0.0, alpha=1.0, beta=1.0)
+    by_hand = lrn_by_hand if op is ops.lrn else lrn_within_by_hand
+    ours = run(lambda x: op(x, formula))
+    np.testing.assert_allclose(ours(jnp.asarray(x)), by_hand(x, formula), rtol=2e-5)
+    check_grads(ours, [normal(2, 3, 3, 7)], 1, "rev")
+    silent = np.asarray(ours(jnp.zeros((1, 4, 4, 7))))
+    assert np.isnan(silent).all()  # 0 / 0, which ends a training
+
+
+@everywhere
 def test_lrn_sums_in_float32_when_the_rest_is_bfloat16(run):
     x = jnp.asarray(normal(1, 2, 2, 8) * 100, jnp.bfloat16)
     formula = Formula(size=5, k=2.0, alpha=1e-4, beta=0.75)

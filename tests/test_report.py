@@ -87,10 +87,10 @@ def test_an_unfinished_run_is_marked(tmp_path):
 
 def test_a_planned_run_that_was_not_run_has_a_row(tmp_path):
     planned = planned_in("configs/cifar10.py")
-    assert len(planned) == 9
+    assert len(planned) == 10
     run = finished(tmp_path / "a", 0.4, name="cifar10_18")
     table = rows(report([run], planned))
-    assert len(table) == 9  # a config that was run has no second row
+    assert len(table) == 10  # a config that was run has no second row
     told = {row["experiment"]: row for row in table}
     assert told["cifar10_11"]["2012 log"] == "11"
     assert told["cifar10_11"]["ours, ten views"] == "not run"
@@ -129,6 +129,15 @@ def test_a_wrong_command_gets_one_line(tmp_path, capsys, options, said):
 def test_the_table_goes_into_a_file(tmp_path, capsys):
     main([f"--workdirs={finished(tmp_path / 'a', 0.4)}", f"--out={tmp_path / 'table.md'}"])
     assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
+
+
+def test_the_papers_tables_follow_the_runs(tmp_path, capsys):
+    main([f"--workdirs={finished(tmp_path / 'a', 0.4)}", "--comparators"])
+    table = rows(capsys.readouterr().out.strip())
+    assert table[0]["ours, ten views"] == "40.00 / 10.00"
+    told = {row["experiment"]: row for row in table}
+    assert told["SIFT + FVs (Table 1)"]["paper"] == "45.7 / 25.7 on ILSVRC-2010"
+    assert told["seven networks, two pre-trained (Table 2)"]["ours, ten views"] == ""
 
 
 def test_no_metrics_and_damaged_starts_are_named(tmp_path):

@@ -1,9 +1,10 @@
-"""The paper's figures and training curves, drawn from workdirs, and Fig. 2 from a config.
+"""The paper's figures and training curves, drawn from workdirs; others from configs or results.
 
 python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figure1.png
 python -m alexnet_jax.figures figure2 --config=configs/alexnet.py --out=figure2.png
 python -m alexnet_jax.figures kernels --workdir=runs/alexnet --out=kernels.png
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
+python -m alexnet_jax.figures layer_bytes --results=before.json,after.json --out=bytes.png
 
 figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%
 figure2     Fig. 2: the network, a colour for each device, and the bytes between the devices
@@ -11,7 +12,9 @@ kernels     Fig. 3: the first layer's kernels, tower A above tower B
 towers      how colourful and how oriented the kernels of each tower are, run by run
 figure4     Fig. 4, left: eight validation images with their five best labels
 neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7
+subnetworks  means of sampled networks, some neurons left out, beside the one pass of testing (§4.2)
 curves      loss, error rates and learning rate of each run
+layer_bytes what a step's program moves in each layer, from files of `benchmark program --json`
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +28,9 @@ from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
 from alexnet_jax.figures.kernels import draw_kernels, draw_towers
+from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
+from alexnet_jax.figures.subnetworks import draw_subnetworks
 from alexnet_jax.runtime import cli, host
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "towers": draw_towers,
     "figure4": draw_figure4,
     "neighbours": draw_neighbours,
+    "subnetworks": draw_subnetworks,
     "curves": draw_curves,
 }
 
@@ -44,6 +50,7 @@ OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 flags.DEFINE_alias("workdir", "workdirs", OPTIONS)
 CONFIG = cli.define_config(OPTIONS)
+RESULTS = flags.DEFINE_list("results", None, "Files of `benchmark program --json`.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The image to write: figure.png.", OPTIONS)
 
 
@@ -53,13 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    name = cli.one_of([*FIGURES, "figure2"], arguments)
+    name = cli.one_of([*FIGURES, "figure2", "layer_bytes"], arguments)
     host.configure_jax(1)
     cli.required(OUT, "figure.png")
     out = image_file(OUT)
     assert out is not None
     if name == "figure2":
         figure = draw_figure2(cli.given_config(CONFIG))
+    elif name == "layer_bytes":
+        cli.required(RESULTS, "before.json,after.json")
+        figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])
     else:
         figure = FIGURES[name](cli.folders(WORKDIRS))
     figure.savefig(out, dpi=150)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GOAL = 0.25  # the training error at which Fig. 1 compares
-LINES = {"relu": ("ReLU", "-", "C0"), "tanh": ("tanh", "--", "C1")}  # name, style, colour
+LINES = {  # name, style, colour
+    "relu": ("ReLU", "-", "C0"),
+    "tanh": ("tanh", "--", "C1"),
+    "sigmoid": ("sigmoid", ":", "C2"),
+}
 
 
 def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +94,8 @@ def _when(reached: dict[str, list[float | None]]) -> str:
     told = dict.fromkeys(reached, "not yet") | {k: f"{mean:.1f}" for k, mean in means.items()}
     parts = [f"{kind} {told[kind]}" for kind in sorted(told)]
     text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
-    if {"relu", "tanh"} <= means.keys():
-        text += f" ({means['tanh'] / means['relu']:.1f} times)"
+    others = [kind for kind in sorted(means) if kind != "relu"]
+    if "relu" in means and others:
+        ratios = ", ".join(f"{means[kind] / means['relu']:.1f}" for kind in others)
+        text += f" ({ratios} times)"
     return text

@@ -93,7 +93,7 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
     """
     net = trained.open_trained(the_only(folders, "figure4"))
     split, classes = net.setup.validation, net.setup.records.manifest.classes
-    images = _read_some(split, 8)
+    images = read_some(split, 8)
     log = net.setup.evaluator.log_probs_of(net.params, images, views=10)
     truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
     return draw_guesses(best_guesses(images, np.exp(log), classes, truths))
@@ -106,7 +106,7 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
       UserError: several folders are given, or the run cannot be opened.
     """
     net = trained.open_trained(the_only(folders, "neighbours"))
-    asked = _read_some(net.setup.validation, 5)
+    asked = read_some(net.setup.validation, 5)
     train = net.setup.train
     found = nearest(net.setup, net.params, asked, train, min(6, len(train)))
     columns = 1 + found.indices.shape[1]
@@ -125,7 +125,7 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
     return figure
 
 
-def _read_some(split: Split, count: int) -> np.ndarray:
+def read_some(split: Split, count: int) -> np.ndarray:
     """`count` images of a split, evenly spaced, or all if there are fewer: uint8 [n, h, w, 3]."""
     chosen = _spaced(split, count)
     images = np.empty((len(chosen), split.size, split.size, 3), np.uint8)

@@ -16,11 +16,13 @@ from alexnet_jax.model.ops import DropoutKey
 from alexnet_jax.model.towers import Towers
 from alexnet_jax.runtime.errors import UserError
 
-ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh}
+ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
 
 class AlexNet(nnx.Module):
     """The network of the paper, or one of its variations, as `config.AlexNet` says."""
+
+    convolution: type[Conv] = Conv  # another class may watch what goes through
 
     def outputs(
         self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
@@ -112,7 +114,7 @@ class AlexNet(nnx.Module):
                 return LeftOut(seen)
             sizes, zeros = (window, seen, maps[number - 1], c.towers), c.padding.get(name)
             form = forms.get(name, DEFAULT)
-            return Conv(initial(name), *sizes, stride=stride, zeros=zeros, form=form)
+            return self.convolution(initial(name), *sizes, stride=stride, zeros=zeros, form=form)
 
         def seen_by(name: str) -> int:
             """How many towers each unit of a layer sees."""

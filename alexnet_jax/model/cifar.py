@@ -116,6 +116,7 @@ def _operation(name: str, c: config.Cifar) -> Operation:
     operations: dict[str, Operation] = {
         "relu": ops.relu,
         "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
         "max": partial(ops.max_pool_over_edges, window=window, stride=stride),
         "average": partial(ops.average_pool_over_edges, window=window, stride=stride),
         "within_map": partial(ops.lrn_within, formula=c.within_map),

@@ -17,6 +17,7 @@ from alexnet_jax.runtime.errors import UserError
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 STARTS = "starts.jsonl"
+FORMS = "forms.json"
 LOCK = "lock"
 
 
@@ -32,9 +33,19 @@ def claim(workdir: Path, c: config.Config) -> None:
         check(workdir, c)
     with _write_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        written = workdir / f"{CONFIG}.tmp"
-        written.write_text(json.dumps(config.as_dict(c), indent=2) + "\n")
-        os.replace(written, workdir / CONFIG)
+    write(workdir / CONFIG, json.dumps(config.as_dict(c), indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file of a workdir; whatever happens, it is whole, the old one or the new one.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with _write_errors(path.parent):
+        written = path.with_name(f"{path.name}.tmp")
+        written.write_text(text)
+        os.replace(written, path)
 
 
 @contextmanager

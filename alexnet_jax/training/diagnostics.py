@@ -124,5 +124,6 @@ def _require(finite: bool, otherwise: str, saved: int | None) -> None:
     if not finite:
         raise UserError(
             f"{otherwise}; stopped, {kept}. "
-            f"Try a lower rate (config.policy), or --config.dtype=float32"
+            f"Try a lower rate (config.policy), --config.dtype=float32, or a larger k where "
+            f"the k of an LRN is 0: it divides by zero where all neighbours are 0"
         )

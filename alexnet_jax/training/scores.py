@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Literal, NamedTuple, get_args
@@ -106,8 +106,17 @@ class Evaluator:
         They may need more memory than the devices have. So each batch is fetched when it is done,
         while the devices compute the next two.
         """
-        batches = self._batches(params, split, views, what, lambda: None)
-        return np.concatenate([fetch(log_probs) for _, log_probs in batches])[: len(split)]
+        return np.concatenate(list(self.log_probs_by_batch(params, split, views=views, what=what)))
+
+    def log_probs_by_batch(
+        self, params: Params, split: Split, *, views: Views, what: str
+    ) -> Generator[Float[np.ndarray, "b classes"]]:
+        """As `log_probs`, batch by batch. Read it to its end, or close it."""
+        left = len(split)
+        with closing(self._batches(params, split, views, what, lambda: None)) as batches:
+            for _, log_probs in batches:
+                yield fetch(log_probs)[:left]
+                left -= self._batch
 
     def log_probs_of(
         self, params: Params, images: np.ndarray, *, views: Views
@@ -124,7 +133,7 @@ class Evaluator:
 
     def _batches(
         self, params: Params, split: Split, views: Views, what: str, check: Callable[[], None]
-    ) -> Iterator[tuple[ImageScores, jax.Array]]:
+    ) -> Generator[tuple[ImageScores, jax.Array]]:
         """What `_view_batch` returns for each batch of `split`, on the devices, when it is done."""
         mesh, in_flight = self._network.mesh, deque[tuple[ImageScores, jax.Array]]()
         batches = device_batches(mesh, split, self._batch, threads=self._data.threads, what=what)

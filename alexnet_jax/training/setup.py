@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from alexnet_jax.data.origin import is_open
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
+from alexnet_jax.model.forms import NO_FORMS, Forms
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
@@ -51,12 +52,15 @@ class Setup:
     evaluator: Evaluator
 
 
-def make_network(c: config.Config, devices: Sequence[jax.Device] | None = None) -> ShardedModel:
+def make_network(
+    c: config.Config, devices: Sequence[jax.Device] | None = None, forms: Forms = NO_FORMS
+) -> ShardedModel:
     """The config's network on the config's devices. Nothing is placed on them yet.
 
     Args:
       c: the config.
       devices: the devices to choose from; None: those that JAX has found.
+      forms: how layers are computed, see `forms.choose`; CIFAR nets have no forms.
 
     Raises:
       UserError: there are not enough devices, or the towers or the batches cannot share them.
@@ -67,7 +71,7 @@ def make_network(c: config.Config, devices: Sequence[jax.Device] | None = None) 
 
     def build(rngs: nnx.Rngs) -> AlexNet | CifarNet:
         if isinstance(c.model, config.AlexNet):
-            return AlexNet(c.model, c.data.crop, c.dtype, rngs)
+            return AlexNet(c.model, c.data.crop, c.dtype, rngs, forms)
         return CifarNet(c.model, c.data.crop, c.dtype, rngs)
 
     return ShardedModel(build, mesh)
@@ -114,6 +118,14 @@ def _make_order(policy: config.Plateau | config.Schedule, train: Split) -> Epoch
                 f"class; prepare a source with another order, or set images to 0, for all"
             )
     return order
+
+
+def with_forms(setup: Setup, forms: Forms) -> Setup:
+    """The same setup, with a network that computes its layers in `forms`."""
+    c, mean = setup.config, setup.normalization["mean"]
+    network = make_network(c, forms=forms)
+    evaluator = Evaluator(network, mean, c.data, c.evaluate.batch)
+    return replace(setup, network=network, evaluator=evaluator)
 
 
 def replicate(network: ShardedModel, tree: Any) -> Any:

@@ -66,6 +66,47 @@ def test_folder_of_another_shape(tmp_path, files, message):
         open_source(f"folder:{tmp_path}", 256)
 
 
+# --- classes ------------------------------------------------------------------------------------
+
+
+def test_of_each_class_every_second_image_is_held_out(tmp_path):
+    write(tmp_path, *(f"dog/{name}" for name in "edcba"), "owl/1")
+    (tmp_path / "cat.tar").write_bytes(tar_of({"cat_2": b"two", "cat_1": b"one", "cat_3": b"3"}))
+    source = open_source(f"classes:{tmp_path}@2", 256)
+    assert source.classes == ("cat", "dog", "owl")
+    assert read_all(source, "train") == [
+        (b"one", 0),
+        (b"3", 0),
+        (b"dog/a", 1),
+        (b"dog/c", 1),
+        (b"dog/e", 1),
+        (b"owl/1", 2),
+    ]
+    assert read_all(source, "validation") == [(b"two", 0), (b"dog/b", 1), (b"dog/d", 1)]
+    assert source.splits["validation"].name(0) == f"{tmp_path}/cat.tar/cat_2"
+    assert source.splits["validation"].name(2) == f"{tmp_path}/dog/d"
+    fifth = open_source(f"classes:{tmp_path}@5", 256)
+    assert read_all(fifth, "validation") == [(b"dog/e", 1)]
+
+
+@pytest.mark.parametrize(
+    ("files", "rest", "message"),
+    [
+        (["cat/1"], "", "say how many images of a class are held out"),
+        (["cat/1"], "@1", "say how many images of a class are held out"),
+        (["cat/1"], "@half", "say how many images of a class are held out"),
+        (["1.png"], "@2", "must hold CLASS/IMAGE or CLASS.tar"),
+        (["cat/1", "cat.tar"], "@2", "has both cat and cat.tar"),
+        (["cat.tar"], "@2", "cat.tar is damaged or half downloaded"),
+        (["cat/more/1"], "@2", "cat/more is a folder where an image should be"),
+    ],
+)
+def test_classes_of_another_shape(tmp_path, files, rest, message):
+    write(tmp_path, *files)
+    with pytest.raises(UserError, match=message):
+        open_source(f"classes:{tmp_path}{rest}", 256)
+
+
 @pytest.mark.parametrize("spec", ["", "folder", "folder:", "images:x", "/data", "imagenet2012"])
 def test_no_such_kind_of_source(spec):
     with pytest.raises(UserError, match="a source is folder:PATH, ilsvrc2012:PATH"):

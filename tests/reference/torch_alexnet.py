@@ -40,7 +40,7 @@ class TorchAlexNet(TorchNet):
         return self.within_maps(x) if layer in self.c.within_map.layers else x
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x) if self.c.activation == "relu" else torch.tanh(x)
+        return getattr(torch, self.c.activation)(x)
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         over = self.c.pool_over_edges

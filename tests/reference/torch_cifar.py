@@ -44,4 +44,4 @@ class TorchCifar(TorchNet):
         if name == "across_maps":
             a = self.c.across_maps
             return F.local_response_norm(x, a.size, a.alpha * a.size, a.beta, a.k)
-        return torch.relu(x) if name == "relu" else torch.tanh(x)
+        return getattr(torch, name)(x)

@@ -1,12 +1,12 @@
 """Sources of images: folders, ILSVRC-2012's tars, TFDS, CIFAR-10, or images that are generated."""
 
-from alexnet_jax.data.sources import cifar10, files, generated, ilsvrc2012, tfds
+from alexnet_jax.data.sources import cifar10, classes, files, generated, ilsvrc2012, tfds
 from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 __all__ = ["KINDS", "Example", "Source", "SourceSplit", "open_source"]
 
-KINDS = "folder:PATH, ilsvrc2012:PATH, tfds:NAME, cifar10:PATH or generated"
+KINDS = "folder:PATH, ilsvrc2012:PATH, classes:PATH@N, tfds:NAME, cifar10:PATH or generated"
 
 
 def open_source(spec: str, size: int) -> Source:
@@ -18,6 +18,9 @@ def open_source(spec: str, size: int) -> Source:
     ilsvrc2012:PATH: PATH holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which are read
     without unpacking; or train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or WNID/*.JPEG, which
     are training images only. The labels always number all 1000 classes, sorted by WNID.
+
+    classes:PATH@N: PATH/CLASS/IMAGE or PATH/CLASS.tar, as ImageNet's releases of all classes come.
+    The last of each N images of a class, by name, is for validation: with N = 2 half of them (§6).
 
     tfds:NAME or tfds:NAME@DATA_DIR: an image classification set of TensorFlow Datasets. It is
     searched in DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets), and made there if it is
@@ -41,6 +44,7 @@ def open_source(spec: str, size: int) -> Source:
     readers = {
         "folder": files.open_folder,
         "ilsvrc2012": ilsvrc2012.open_ilsvrc2012,
+        "classes": classes.open_classes,
         "tfds": tfds.open_tfds,
         "cifar10": cifar10.open_cifar10,
     }

@@ -44,14 +44,20 @@ def open_folder(path: str) -> Source:
 
 def class_folders(root: Path, classes: Sequence[str], why: str) -> SourceSplit:
     """The images of root/CLASS/IMAGE, sorted by class and name; `why` other classes are refused."""
+    return image_files(root, *class_paths(root, classes, why))
+
+
+def class_paths(root: Path, classes: Sequence[str], why: str) -> tuple[list[str], list[int]]:
+    """Paths below `root` and labels of the images of `class_folders`."""
     paths, labels = [], []
+    numbers = {name: number for number, name in enumerate(classes)}
     for folder in subfolders(root):
-        if folder.name not in classes:
+        if folder.name not in numbers:
             raise UserError(f"{folder} {why}")
         names = image_names(folder)
         paths += [f"{folder.name}/{name}" for name in names]
-        labels += [classes.index(folder.name)] * len(names)
-    return image_files(root, paths, labels)
+        labels += [numbers[folder.name]] * len(names)
+    return paths, labels
 
 
 def image_names(folder: Path) -> list[str]:

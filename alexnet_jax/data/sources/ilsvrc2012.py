@@ -1,27 +1,17 @@
 """ILSVRC-2012, from its tars, which are read without unpacking, or from folders."""
 
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 from alexnet_jax.data.sources import files
-from alexnet_jax.data.sources.source import Example, Source, SourceSplit
+from alexnet_jax.data.sources.source import Source, SourceSplit
+from alexnet_jax.data.sources.tars import Member, images_in, tar_files
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _UNKNOWN = "is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
-
-
-class _Member(NamedTuple):
-    """One image in a tar: its name, its first byte, its bytes."""
-
-    name: str
-    start: int
-    bytes: int
-    label: int
 
 
 def open_ilsvrc2012(path: str) -> Source:
@@ -73,25 +63,13 @@ def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, i
     return [known[name] for name in names]
 
 
-def _images_in(tar: Path, members: Sequence[_Member]) -> SourceSplit:
-    """Images in a tar, read without unpacking it."""
-
-    def read(index: int) -> Example:
-        _, start, count, label = members[index]
-        with tar.open("rb") as file:
-            file.seek(start)
-            return Example(file.read(count), label)
-
-    return SourceSplit(len(members), lambda index: f"{tar}/{members[index].name}", read)
-
-
 def _validation_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
     with path.open("rb") as file:
-        members = {Path(member.name).name: member for member in _tar_files(path, file)}
+        members = {Path(member.name).name: member for member in tar_files(path, file)}
     names = sorted(members)
     found = zip(names, _validation_labels(names, path, labels), strict=True)
-    return _images_in(
-        path, [_Member(n, members[n].offset_data, members[n].size, label) for n, label in found]
+    return images_in(
+        path, [Member(n, members[n].offset_data, members[n].size, label) for n, label in found]
     )
 
 
@@ -99,27 +77,14 @@ def _train_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
     """From the tar that holds one tar for each class; the inner tars are read in place."""
     members = []
     with path.open("rb") as file, progress_bar(1000, f"index of {path.name}", "classes") as bar:
-        for inner in sorted(_tar_files(path, file), key=lambda member: member.name):
+        for inner in sorted(tar_files(path, file), key=lambda member: member.name):
             wnid = Path(inner.name).stem
             if wnid not in labels:
                 raise UserError(f"{path}/{inner.name} {_UNKNOWN}")
             file.seek(inner.offset_data)
             members += [
-                _Member(f"{wnid}/{image.name}", image.offset_data, image.size, labels[wnid])
-                for image in sorted(_tar_files(path, file), key=lambda member: member.name)
+                Member(f"{wnid}/{image.name}", image.offset_data, image.size, labels[wnid])
+                for image in sorted(tar_files(path, file), key=lambda member: member.name)
             ]
             bar.update()
-    return _images_in(path, members)
-
-
-def _tar_files(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The files in the tar that begins at the current position of `file`, the open `path`."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            yield from (member for member in tar if member.isfile())
-            # tarfile takes an unreadable header for the end of the tar; the true end is zeros.
-            file.seek(tar.offset)
-            if file.read(512) != bytes(512):
-                raise tarfile.ReadError(f"no end where it should be, at byte {tar.offset}")
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is damaged or half downloaded ({error}); get it again") from error
+    return images_in(path, members)

@@ -18,7 +18,7 @@ Kernel = Float[Array, "rows columns seen maps"]
 
 
 def convolve(
-    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int = 1, zeros: int | None = None
+    x: Float[Array, "b h w all_seen"], kernel: Kernel, stride: int = 1, zeros: int | None = None
 ) -> Pooled:
     """The convolution of `x`, without a bias, with `zeros` at each edge; None: `conv_padding`.
 
@@ -47,7 +47,7 @@ def conv_padding(side: int, window: int, stride: int) -> tuple[int, int]:
 
 
 def convolve_definition(
-    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int, padding: Padding
+    x: Float[Array, "b h w all_seen"], kernel: Kernel, stride: int, padding: Padding
 ) -> Pooled:
     """Each output is the sum of a window of `x` times a kernel."""
     return lax.conv_general_dilated(
