@@ -41,7 +41,7 @@ BASES: dict[str, tuple[Callable[[Sequence[str]], None], str, str]] = {
     "evaluate a run": (
         main.main,
         "--mode=evaluate --config.data.records=records",
-        "config=tiny workdir=run step=best",
+        "config=tiny workdir=run step=best on=records",
     ),
     "prepare": (
         prepare.main,
@@ -53,12 +53,13 @@ BASES: dict[str, tuple[Callable[[Sequence[str]], None], str, str]] = {
         "image.jpg",
         "workdir=run views=1 step=newest records=records json=new.json out=new.png",
     ),
+    "submission": (predict.main, "folder", "workdir=run submission=new.txt devkit=folder"),
     "evaluate": (
         evaluate.main,
         "",
         "workdirs=run views=1 weights=equal step=newest devices=1 records=records json=new.json",
     ),
-    "report": (report.main, "", "workdirs=run configs=tiny out=new.md"),
+    "report": (report.main, "", "workdirs=run configs=tiny comparators=true out=new.md"),
     "figures": (figures.main, "kernels", "workdirs=run out=new.png"),
     "figure2": (figures.main, "figure2", "config=tiny out=new.png"),
     "export": (weights.main, "export", "workdir=run file=new.st layout=torch step=newest"),
