@@ -14,7 +14,7 @@ from alexnet_jax.benchmark.gpu import program
 from alexnet_jax.benchmark.gpu.instructions import Code, Launch, count_longest, launches
 from alexnet_jax.benchmark.gpu.kernels import Kernel, kernels, parse, sizes
 from alexnet_jax.benchmark.gpu.targets import TARGETS
-from alexnet_jax.configs import alexnet_2012
+from alexnet_jax.configs import alexnet, alexnet_2012
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
@@ -22,7 +22,7 @@ from alexnet_jax.training.setup import make_network
 from tests.test_main import fails_in_one_line
 
 # The step of alexnet_2012 in bfloat16, batch 1024, on one H200: not more than this.
-GIGABYTES, PEAK_MEGABYTES = 47.5, 9_700
+GIGABYTES, PEAK_MEGABYTES = 23.5, 4_200
 
 # Written by hand, in the form of a program that XLA has compiled.
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -321,6 +321,21 @@ def row(full):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "compile_step", lambda *_: compiled)
         return program.measure_case("h200", c, dump)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "changed", "gigabytes"),
+    [
+        (alexnet, {}, 20.0),
+        (alexnet_2012, {"devices": 2}, 14.0),
+        (alexnet_2012, {"dtype": "float32"}, 45.0),
+    ],
+)
+def test_other_steps_move_no_more_than_they_may(compiler, tmp_path, recipe, changed, gigabytes):
+    plain = recipe.get_config().to_dict() | {"batch": 1024, "dtype": "bfloat16", "devices": 1}
+    row = program.measure_case("h200", config.parse(plain | changed), tmp_path)
+    assert row["gigabytes"] < gigabytes
 
 
 def test_the_step_moves_and_holds_no_more_than_it_may(row):
