@@ -140,9 +140,11 @@ def test_a_workdir_of_version_0_1_resumes(records, whole, tmp_path):
     shutil.copytree(whole, old)
     shutil.rmtree(old / workdir.CHECKPOINTS / "00000012")
     values = json.loads((old / "config.json").read_text())
-    for section, added in config.ADDED.items():
-        for key in added:
-            del values[section][key]
+    for name, added in config.ADDED.items():
+        if isinstance(added, dict):
+            values[name] = {k: v for k, v in values[name].items() if k not in added}
+        else:
+            del values[name]
     for phase in values["policy"]["phases"]:
         for key in config.ADDED_TO_PHASES:
             del phase[key]
