@@ -69,20 +69,26 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
 
 
 def _velocity(momentum: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.trace`, which leaves alone what has the rate 0."""
+    """`optax.trace`, which leaves alone what has the rate 0: its step is 0 already.
+
+    The factors are numbers, and no choice between arrays: that would be another pass over all
+    parameters, 10% of a step on a CPU.
+    """
     rule = optax.trace(momentum)
 
     def update(
         steps: Params, state: optax.TraceState, params: Any = None, *, rates: Any, **_: Any
     ) -> tuple[Params, optax.TraceState]:
-        moved, new = rule.update(steps, state, params)
+        del params
 
-        def where_moving(new: Params, old: Params) -> Params:
-            return jax.tree.map(lambda rate, n, o: jnp.where(rate > 0, n, o), rates, new, old)
+        def velocity(rate: jax.Array, step: jax.Array, old: jax.Array) -> jax.Array:
+            return step + jnp.where(rate > 0, momentum, 1.0) * old
 
-        still = jax.tree.map(jnp.zeros_like, moved)
-        trace = where_moving(new.trace, state.trace)
-        return where_moving(moved, still), optax.TraceState(trace)
+        def moved(rate: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.where(rate > 0, 1.0, 0.0) * new
+
+        trace = jax.tree.map(velocity, rates, steps, state.trace)
+        return jax.tree.map(moved, rates, trace), optax.TraceState(trace)
 
     return optax.GradientTransformationExtraArgs(rule.init, update)
 
