@@ -1,7 +1,6 @@
 """A submission to ILSVRC: for each unlabelled test image a line with its five best labels."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -12,6 +11,7 @@ import numpy as np
 from alexnet_jax.data.sources import SourceSplit
 from alexnet_jax.data.unprepared import rest_of
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training.scores import Views
 from alexnet_jax.training.trained import Trained
@@ -87,14 +87,9 @@ def _lines_of(part: Path, about: str) -> list[str]:
     return [line.rstrip("\n") for line in lines[: next(bad, len(lines))]]
 
 
-def _write(file: Path, text: str) -> None:
-    """So that a crash leaves the old file or the new one."""
-    written = file.with_name(f"{file.name}.tmp")
-    with written.open("w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(written, file)
+def _write(path: Path, text: str) -> None:
+    with new_file(path) as file:
+        file.write(text.encode())
 
 
 def class_ids(classes: Sequence[str], devkit: Path | None) -> list[int]:

@@ -114,7 +114,7 @@ def test_four_devices_in_several_processes_train_as_in_one(records, tmp_path, co
     assert_same_end(end_of(records, tmp_path / "run"), end_of(records, tmp_path / "alone"))
 
 
-@pytest.mark.long  # CI: 15 minutes in all
+@pytest.mark.slow
 def test_two_processes_evaluate_a_checkpoint_as_one(records, tmp_path):
     line = command(records, tmp_path / "run", "evaluate.batch=48", "steps=2")
     results = finish(start(line, 2))
@@ -129,7 +129,7 @@ def test_two_processes_evaluate_a_checkpoint_as_one(records, tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.long  # CI: 15 minutes in all
+@pytest.mark.slow
 def test_an_interrupt_during_evaluation_stops_all(records, alone, tmp_path):
     folder = tmp_path / "run"
     results = finish(start_patched(STOP_IN_EVALUATION, records, folder))
@@ -254,7 +254,7 @@ def test_after_a_death_the_same_command_ends_with_the_same_result(records, alone
 # --- disks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.long  # CI: 15 minutes in all
+@pytest.mark.slow
 def test_a_part_of_a_checkpoint_that_one_finds_damaged_is_damaged_for_all(records, alone, tmp_path):
     train(records, tmp_path, 2, "steps=12")
     newest = tmp_path / workdir.CHECKPOINTS / "00000012" / "state"
@@ -268,7 +268,7 @@ def test_a_part_of_a_checkpoint_that_one_finds_damaged_is_damaged_for_all(record
     assert_same_state(end_of(records, tmp_path), alone)
 
 
-@pytest.mark.long  # CI: 15 minutes in all
+@pytest.mark.slow
 def test_folders_that_the_processes_do_not_share_are_refused(records, tmp_path):
     """Each process starts in its own folder, so the same relative path leads to two places."""
     homes = [tmp_path / "a", tmp_path / "b"]

@@ -15,13 +15,12 @@ interruptions.
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
@@ -29,6 +28,7 @@ from pydantic import TypeAdapter
 
 from alexnet_jax.runtime.checksum import json_checksum
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import new_file
 
 Format = Literal["jpeg", "raw"]
 
@@ -231,17 +231,6 @@ def refuse_damage(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} is damaged ({reason}); delete {path.parent} and prepare it again"
         ) from error
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that gets the name `path` when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())  # the bytes first, then the name: a power cut leaves no empty file
-    temporary.replace(path)
 
 
 def write_json(path: Path, values: Mapping[str, Any], indent: int | None = None) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Int32, Int64, UInt8
 from alexnet_jax.data import layout
 from alexnet_jax.data.layout import File, Manifest, PrepareOptions, SplitInfo, Statistics
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import new_file
 
 LabelledImage = tuple[UInt8[np.ndarray, "size size 3"], int]
 
@@ -86,7 +87,7 @@ def write_shard(
         raise
     size = temporary.stat().st_size
     temporary.replace(path)
-    with layout.new_file(layout.part_path(path)) as part:
+    with new_file(layout.part_path(path)) as part:
         np.savez(
             part,
             bytes=size,
@@ -159,7 +160,7 @@ def finish(
     splits: dict[str, SplitInfo] = {}
     for name, of in shards.items():
         path = folder / f"{name}-labels.npy"
-        with layout.new_file(path) as file:
+        with new_file(path) as file:
             np.save(file, labels[name])
         splits[name] = SplitInfo(
             count=len(labels[name]),
@@ -169,7 +170,7 @@ def finish(
         )
     training = _training_statistics(shards["train"])
     statistics_path = folder / layout.STATISTICS
-    with layout.new_file(statistics_path) as file:
+    with new_file(statistics_path) as file:
         np.savez(file, **vars(training))
     everything = [shard for of in shards.values() for shard in of]
     manifest = Manifest(

@@ -13,6 +13,7 @@ from typing import NamedTuple, TextIO
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import new_file
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -42,10 +43,8 @@ def write(path: Path, text: str) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    with _write_errors(path.parent):
-        written = path.with_name(f"{path.name}.tmp")
-        written.write_text(text)
-        os.replace(written, path)
+    with _write_errors(path.parent), new_file(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -39,15 +39,15 @@ def _lrn(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
 
 def lrn_definition(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
     """The formula, with windows of `formula.size` values along each of `axes`."""
-    return x * power(lrn_base(x, formula, axes), formula.beta)
+    return x * power(_lrn_base(x, formula, axes), formula.beta)
 
 
-def lrn_base(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
+def _lrn_base(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Array:
     before, after = formula.size // 2, (formula.size - 1) // 2
-    return formula.k + formula.alpha * window_sums(jnp.square(x), before, after, axes)
+    return formula.k + formula.alpha * _window_sums(jnp.square(x), before, after, axes)
 
 
-def window_sums(x: jax.Array, before: int, after: int, axes: tuple[int, ...]) -> jax.Array:
+def _window_sums(x: jax.Array, before: int, after: int, axes: tuple[int, ...]) -> jax.Array:
     """Sums over the values that lie so far before and after each, along each of `axes`."""
     # With an axis of one before the last, XLA adds in the order of version 0.1: the same bits.
     y = x[..., None, :] if axes == (x.ndim - 1,) else x
@@ -72,7 +72,7 @@ def _lrn_fast(x: jax.Array, formula: Formula, axes: tuple[int, ...]) -> jax.Arra
 def _lrn_forward(
     x: jax.Array, formula: Formula, axes: tuple[int, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    base = lrn_base(x, formula, axes)
+    base = _lrn_base(x, formula, axes)
     return x * power(base, formula.beta), (x, base)
 
 
@@ -86,7 +86,7 @@ def _lrn_backward(
     direct = gradient * power(base, formula.beta)
     # The adjoint of a sum over windows is a sum over the mirrored windows.
     before, after = (formula.size - 1) // 2, formula.size // 2
-    through = window_sums(direct * x / base, before, after, axes)
+    through = _window_sums(direct * x / base, before, after, axes)
     return (direct - 2 * formula.alpha * formula.beta * x * through,)
 
 

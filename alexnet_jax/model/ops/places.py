@@ -90,7 +90,7 @@ def to_maxima(place: Places, values: Pooled, p: Pooling) -> Cells:
             row, column = of_cell[0] + p.stride * up, of_cell[1] + p.stride * left
             if max(row, column) < p.window:
                 is_it = places == jnp.uint8(1 << row | 16 << column)
-                part = jnp.where(is_it, v.astype(_precise(v)), 0)
+                part = jnp.where(is_it, v.astype(precise(v)), 0)
                 sums[of_cell] = sums[of_cell] + part if of_cell in sums else part
     return _completed(sums, values, p)
 
@@ -104,7 +104,7 @@ def near_maxima(place: Places, values: Pooled, p: Pooling, before: int, after: i
     first, last = -((after + p.stride - 1) // p.stride), (p.window - 1 + before) // p.stride
     for up, left in itertools.product(range(first, last + 1), repeat=2):
         places, v = _moved(place, up, left, p, NOWHERE), _moved(values, up, left, p)
-        v = v.astype(_precise(v))
+        v = v.astype(precise(v))
         for of_cell in p.in_cell:
             near = [
                 [i for i in range(p.window) if -before <= i - p.stride * by - own <= after]
@@ -136,11 +136,12 @@ def from_cells(parts: Cells, p: Pooling) -> Maps:
 
 def _completed(sums: Cells, values: Pooled, p: Pooling) -> Cells:
     """`sums`, with zeros for the places in a cell that no window covers."""
-    shape, dtype = (len(values), *p.cells, values.shape[-1]), _precise(values)
+    shape, dtype = (len(values), *p.cells, values.shape[-1]), precise(values)
     return {place: sums.get(place, jnp.zeros(shape, dtype)) for place in p.in_cell}
 
 
-def _precise(x: jax.Array) -> Any:
+def precise(x: jax.Array) -> Any:
+    """The dtype in which numbers like those of `x` are added: float32 at least."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
