@@ -148,7 +148,12 @@ def test_the_bars_of_layer_bytes_are_the_sums_of_the_results(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "No such file"), ("{}", "no result of"), ("[", "no result of")]
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("{}", "is no result of a compiled step"),
+        ("[", "is no result of a compiled step"),
+    ],
 )
 def test_a_file_that_is_no_result_is_one_line(tmp_path, capsys, text, said):
     file = tmp_path / "result.json"

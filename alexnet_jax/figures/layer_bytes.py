@@ -61,7 +61,8 @@ def _first_row(file: Path) -> Any:
     except (ValueError, LookupError, TypeError):
         pass
     raise UserError(
-        f"--results: {file} is no result of `benchmark program`; make one with --json={file.name}"
+        f"--results: {file} is no result of a compiled step; "
+        f"make one with `benchmark program --json=FILE`"
     )
 
 
