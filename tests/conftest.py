@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 4)
 # Many tests compile the same step; each session begins with an empty cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="alexnet-jax-tests-")
