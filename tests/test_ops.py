@@ -17,7 +17,7 @@ from jax.test_util import check_grads
 
 from alexnet_jax.config import Formula
 from alexnet_jax.model import ops
-from alexnet_jax.model.ops import pooling
+from alexnet_jax.model.ops import convolution, pooling
 from alexnet_jax.runtime.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -89,6 +89,40 @@ def test_conv1_pads_three_pixels_right_and_below_only():
 def test_conv1_at_exact_sizes_pads_nothing():
     assert ops.conv_padding(227, 11, 4) == (0, 0)
     assert ops.conv_padding(64, 11, 4) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "stride", "seen", "zeros"),
+    [
+        (64, 11, 4, 3, None),
+        (33, 5, 2, 3, None),
+        (30, 5, 2, 1, 2),
+        (29, 3, 4, 2, 0),
+        (31, 5, 3, 3, 1),
+    ],
+)
+def test_a_convolution_by_blocks_is_the_definition(side, window, stride, seen, zeros):
+    """On images that are no squares, with its gradients; blocks need not fit the image."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(RNG.normal(size=(2, side, side + 3, seen)))
+        kernel = jnp.asarray(RNG.normal(size=(window, window, seen, 5)))
+        both = [
+            ops.conv_padding(n, window, stride) if zeros is None else (zeros, zeros)
+            for n in x.shape[1:3]
+        ]
+        results = []
+        for form in (convolution.convolve_definition, convolution.convolve_blocks):
+            y, back = jax.vjp(partial(form, stride=stride, padding=tuple(both)), x, kernel)
+            results.append([y, *back(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))])
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_a_gpu_has_conv1_by_blocks(monkeypatch):
+    monkeypatch.setattr(convolution, "platform", lambda: "gpu")
+    x, kernel = jnp.ones((1, 224, 224, 3)), jnp.ones((11, 11, 3, 4))
+    program = str(jax.make_jaxpr(partial(ops.convolve, stride=4))(x, kernel))
+    assert "1,57,57,48" in program.replace(" ", "")
 
 
 @everywhere

@@ -11,7 +11,7 @@ from alexnet_jax.model import ops
 class LayerForm:
     """Of one layer; None is the platform's default."""
 
-    grouped: bool | None = None  # one convolution for all towers on a device, or one for each
+    together: bool | None = None  # one convolution for all towers on a device, or one for each
     then: ops.Form | None = None  # ReLU, LRN and pooling after it
 
 

@@ -35,7 +35,7 @@ from alexnet_jax.runtime import distributed, workdir
 from alexnet_jax.runtime.terminal import progress_bar, say
 
 PLATFORM = "gpu"  # elsewhere there is no choice
-DEFINITION = LayerForm(grouped=False, then="definition")
+DEFINITION = LayerForm(together=False, then="definition")
 GAIN = 1.05  # another form than the default must be so many times as fast
 REPEATS = 5  # of each form in turn; the shortest counts
 SECONDS = 0.05  # that a repetition lasts, about
@@ -242,11 +242,14 @@ def _block(conv: Conv, x: Towers, *, first: bool) -> Block:
 def candidates(block: Block) -> list[LayerForm]:
     """What is tried, a GPU's default first; `DEFINITION` is among them.
 
-    The definition of LRN is so slow on a GPU that one form of the convolution is enough for it.
+    One convolution for all towers is tried where all see the same. Else it would be a grouped one,
+    which was never faster on an H200, and takes cuDNN the longest to try. For the definition of
+    LRN one form of the convolution is enough.
     """
     *fused, definition = ops.chain_forms(*block.operations)
-    grouped = (False, True) if block.towers > 1 else (False,)
-    forms = [LayerForm(one, then) for then in fused or [definition] for one in grouped]
+    shared = block.towers > 1 and len(block.inputs) == 1
+    together = (False, True) if shared else (False,)
+    forms = [LayerForm(one, then) for then in fused or [definition] for one in together]
     return list(dict.fromkeys([*forms, DEFINITION]))
 
 
@@ -410,10 +413,10 @@ def _seconds(run: Callable[[], Any], count: int) -> float:
 
 
 def _text(block: Block, form: LayerForm) -> str:
-    """For example 'grouped, plain chain in two passes'."""
+    """For example 'one convolution for all towers, plain chain in two passes'."""
     words = list[str]()
     if block.towers > 1:
-        words.append("grouped" if form.grouped else "one convolution for each tower")
+        words.append(f"one convolution for {'all towers' if form.together else 'each tower'}")
     if len(ops.chain_forms(*block.operations)) > 1:
         defined = form.then == "definition"
         words.append("chain as defined" if defined else f"plain chain in {form.then}")

@@ -18,6 +18,8 @@ def steps(
     """'PyTorch eager', 'PyTorch compile', each also with channels_last: they do so many steps."""
     torch.set_num_threads(cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # TF32, as JAX does; cuDNN has it by default
+    torch.backends.cudnn.benchmark = True  # tries its algorithms, as XLA does
     build = TorchAlexNet if isinstance(c.model, config.AlexNet) else TorchCifar
     images = torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(device)
     targets = torch.tensor(labels, dtype=torch.long, device=device)

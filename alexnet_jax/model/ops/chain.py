@@ -26,8 +26,9 @@ from alexnet_jax.model.ops.places import (
     at_place,
     first_maximum,
     from_cells,
-    near_maxima,
+    near_in_row,
     precise,
+    sum_of_rows,
     to_cells,
     to_maxima,
 )
@@ -219,9 +220,11 @@ def _through_within(
     """
     a, place, (factor, ratio), gradient = _barrier(*saved, gradient)
     direct, through = _barrier(gradient * factor, gradient * ratio)
-    own, x = to_maxima(place, direct, p), to_cells(a, p)
     assert c.within is not None
-    near = near_maxima(place, through, p, (c.within.size - 1) // 2, c.within.size // 2)
+    before, after = (c.within.size - 1) // 2, c.within.size // 2
+    rows = _as(a, near_in_row(place, through, p, before, after))
+    rows, a, place, direct = _barrier(rows, a, place, direct)
+    own, x, near = to_maxima(place, direct, p), to_cells(a, p), sum_of_rows(rows, p, before, after)
     for one in p.in_cell:
         y = _lrn(x[one], c.lrn).astype(precise(a))
         own[one] -= 2 * c.within.alpha * c.within.beta * y * near[one]

@@ -28,8 +28,11 @@ def convolve(
     padding = conv_padding(x.shape[1], window, stride), conv_padding(x.shape[2], window, stride)
     if zeros is not None:
         padding = (zeros, zeros), (zeros, zeros)
-    if platform() == "cpu" and x.shape[-1] == seen <= 4 and stride == 1:
+    few = x.shape[-1] == seen <= 4
+    if platform() == "cpu" and few and stride == 1:
         return _convolve_pairs(x, kernel, padding)
+    if platform() == "gpu" and few and stride > 1:
+        return convolve_blocks(x, kernel, stride, padding)
     return convolve_definition(x, kernel, stride, padding)
 
 
@@ -55,6 +58,33 @@ def convolve_definition(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[-2],
     )
+
+
+def convolve_blocks(
+    x: Float[Array, "b h w seen"], kernel: Kernel, stride: int, padding: Padding
+) -> Pooled:
+    """`convolve_definition` for few colours and a stride, on a GPU: conv1 in a sixth of the time.
+
+    cuDNN fills three colours up to eight with zeros, in passes of their own, and has slow kernels
+    for that. Here a block of stride x stride pixels is one pixel with all their colours; the kernel
+    is filled up to whole blocks, and moves by one of them.
+    """
+    window, _, seen, maps = kernel.shape
+    blocks = -(-window // stride)  # that a kernel covers, in each direction
+    rows, columns = (
+        (side + sum(zeros) - window) // stride + blocks
+        for side, zeros in zip(x.shape[1:3], padding, strict=True)
+    )
+    far = (n * stride - side for n, side in zip((rows, columns), x.shape[1:3], strict=True))
+    edges = [(before, after - before, 0) for (before, _), after in zip(padding, far, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = x.reshape(len(x), rows, stride, columns, stride, seen)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows, columns, -1)
+    more = (0, blocks * stride - window)
+    kernel = jnp.pad(kernel, (more, more, (0, 0), (0, 0)))
+    kernel = kernel.reshape(blocks, stride, blocks, stride, seen, maps)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(blocks, blocks, -1, maps)
+    return convolve_definition(x, kernel, 1, ((0, 0), (0, 0)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -95,27 +95,36 @@ def to_maxima(place: Places, values: Pooled, p: Pooling) -> Cells:
     return _completed(sums, values, p)
 
 
-def near_maxima(place: Places, values: Pooled, p: Pooling, before: int, after: int) -> Cells:
-    """For each pixel the sum of the `values` of the maxima near: so far `before` or `after` it.
+def near_in_row(place: Places, values: Pooled, p: Pooling, before: int, after: int) -> Cells:
+    """For each pixel the sum of the `values` of maxima in its row, at most so far before or after.
 
-    The same as sums over windows of `to_maxima`, but of few values: a value for each window.
+    The same as sums over windows of `to_maxima`, but of few values: some for each window.
     """
     sums: Cells = {}
     first, last = -((after + p.stride - 1) // p.stride), (p.window - 1 + before) // p.stride
-    for up, left in itertools.product(range(first, last + 1), repeat=2):
+    for up, left in itertools.product(range(-(-p.window // p.stride)), range(first, last + 1)):
         places, v = _moved(place, up, left, p, NOWHERE), _moved(values, up, left, p)
-        v = v.astype(precise(v))
         for of_cell in p.in_cell:
-            near = [
-                [i for i in range(p.window) if -before <= i - p.stride * by - own <= after]
-                for by, own in zip((up, left), of_cell, strict=True)
-            ]
-            bits = sum(1 << i for i in near[0]) | sum(16 << j for j in near[1])
-            if all(near):
-                everywhere = len(near[0]) == len(near[1]) == p.window
-                part = v if everywhere else jnp.where(places & jnp.uint8(~bits & 255) == 0, v, 0)
+            row, column = of_cell[0] + p.stride * up, of_cell[1] + p.stride * left
+            near = [j for j in range(p.window) if -before <= j - column <= after]
+            if row < p.window and near:
+                bits = 1 << row | sum(16 << j for j in near)
+                is_near = places & jnp.uint8(~bits & 255) == 0
+                part = jnp.where(is_near, v.astype(precise(v)), 0)
                 sums[of_cell] = sums[of_cell] + part if of_cell in sums else part
     return _completed(sums, values, p)
+
+
+def sum_of_rows(x: Cells, p: Pooling, before: int, after: int) -> Cells:
+    """For each pixel the sum of the rows from so far before it to so far after it."""
+
+    def row(cell: tuple[int, int], by: int) -> jax.Array:
+        cells, own = divmod(cell[0] + by, p.stride)
+        edges = [(0, 0, 0), (-cells, cells, 0), (0, 0, 0), (0, 0, 0)]
+        one = x[own, cell[1]]
+        return lax.pad(one, jnp.zeros((), one.dtype), edges).astype(precise(one))
+
+    return {cell: sum(row(cell, by) for by in range(-before, after + 1)) for cell in p.in_cell}
 
 
 def to_cells(x: Maps, p: Pooling) -> Cells:
