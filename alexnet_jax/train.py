@@ -21,10 +21,11 @@ from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.metrics import FILE, Clock, MetricsLog
 from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
-from alexnet_jax.runtime.terminal import progress_bar, say
+from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import diagnostics, memory
 from alexnet_jax.training.forms import choose
 from alexnet_jax.training.plan import Plan
+from alexnet_jax.training.progress import Progress, next_commands
 from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Views
 from alexnet_jax.training.setup import Setup, make_setup, with_forms
 from alexnet_jax.training.state import State, init_state, restore_state
@@ -69,6 +70,7 @@ class Run:
     log: MetricsLog | None = None  # the main process writes for all
     stop: Stop = field(default_factory=Stop)
     clock: Clock = field(init=False)  # `train` starts it
+    progress: Progress = field(init=False)
 
 
 def fit(c: config.Config, folder: Path) -> None:
@@ -101,6 +103,9 @@ def fit(c: config.Config, folder: Path) -> None:
         )
         if distributed.process_index() == 0:
             run.log = stack.enter_context(closing(MetricsLog(folder, run.step)))
+        before = run.log.kept if run.log else []
+        run.progress = Progress(before, batch=c.batch, first=run.step, last=run.plan.last)
+        stack.enter_context(closing(run.progress))
         stack.enter_context(run.stop)
         try:
             train(run)
@@ -112,8 +117,9 @@ def fit(c: config.Config, folder: Path) -> None:
             say(f"stopped after step {run.step}, which is saved in {folder}")
             raise
         checkpoints.wait()
-        say(f"metrics in {folder / FILE}; curves: tensorboard --logdir={folder}")
-        say(f"checkpoints in {folder / workdir.CHECKPOINTS}")
+        say(run.progress.best())
+        say(f"metrics in {folder / FILE}, checkpoints in {folder / workdir.CHECKPOINTS}")
+        say(next_commands(folder))
 
 
 def train(run: Run) -> None:
@@ -124,10 +130,7 @@ def train(run: Run) -> None:
     run.clock = Clock(c.batch, run.step)
     if run.unscored is not None:  # a signal interrupted the evaluation of the newest step
         evaluate_and_save(run, run.unscored)
-    with (
-        closing(placed_batches(setup, run.step, plan.last)) as batches,
-        progress_bar(plan.last, "training", "steps", initial=run.step) as bar,
-    ):
+    with closing(placed_batches(setup, run.step, plan.last)) as batches:
         while not is_over(run, run.policy):
             with run.clock.apart("input"):
                 batch = next(batches)
@@ -146,7 +149,7 @@ def train(run: Run) -> None:
             if len(in_flight) == IN_FLIGHT:  # else the host would fill the memory with batches
                 jax.block_until_ready(in_flight[0])
             in_flight.append(scores)
-            bar.update()
+            run.progress.step()
 
             log_step(run, batch, hyperparams, wanted.rate)
             if plan.saves(run.step):
@@ -255,8 +258,10 @@ def write(run: Run, step: int, values: dict[str, float]) -> None:
     last = run.plan.last
     evaluations = int(run.plan.epochs(last) - run.plan.epochs(step))
     times = run.clock.read(step, steps_left=last - step, evaluations_left=evaluations)
+    epochs, values = run.plan.epochs(step), values | times
+    run.progress.add({"step": step, "epoch": epochs, **values})
     if run.log is not None:
-        run.log.write(step, run.plan.epochs(step), values | times)
+        run.log.write(step, epochs, values)
 
 
 def evaluate_and_save(run: Run, values: dict[str, float]) -> None:
@@ -281,8 +286,6 @@ def evaluate(run: Run) -> dict[str, float]:
     )
     with run.clock.apart("evaluate"):
         one = score(views=1, what="validation")
-        epochs = plan.epochs(run.step)
-        say(f"epoch {epochs:.2f}, step {run.step}: {c.data.validation} {one.text()}")
         values = one.named("val")
         if plan.ends_epoch(run.step):
             policy.observe(one.wrong, one.images)

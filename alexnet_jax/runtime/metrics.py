@@ -22,6 +22,7 @@ class MetricsLog:
 
     Attributes:
       path: of the JSON lines.
+      kept: the lines up to that step.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -31,10 +32,10 @@ class MetricsLog:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self.path = workdir / FILE
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        self.kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         with self._write_errors():
             written = self.path.with_suffix(".tmp")
-            written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            written.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
             os.replace(written, self.path)
             self._file = self.path.open("a")
             self._events = EventsWriter(str(workdir / "events"))

@@ -14,8 +14,21 @@ def be_silent() -> None:
     _silent = True
 
 
-def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, leave: bool = True) -> tqdm:
-    """A progress bar with rate and time left; in a log file, one line every 30 seconds.
+def is_terminal() -> bool:
+    """Whether a user reads along, on a terminal; else it is a file or a pipe."""
+    return sys.stderr.isatty()
+
+
+def progress_bar(
+    total: int,
+    what: str,
+    unit: str,
+    *,
+    initial: int = 0,
+    leave: bool = True,
+    only_on_terminal: bool = False,
+) -> tqdm:
+    """A progress bar with rate and time left; in a file, a line every 30 seconds after the first.
 
     Args:
       total: how many units there are.
@@ -23,16 +36,24 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, leave: b
       unit: the name of one unit.
       initial: how many units were done before.
       leave: whether the bar stays when it is closed.
+      only_on_terminal: not in a file, which gets other lines.
     """
+    wait = 0.2 if is_terminal() else 30.0
     return tqdm(
         total=total,
         initial=initial,
         desc=what,
         unit=f" {unit}",
         leave=leave,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        disable=_silent,
+        mininterval=wait,
+        delay=0.0 if is_terminal() else wait,
+        disable=_silent or (only_on_terminal and not is_terminal()),
     )
+
+
+def duration(seconds: float) -> str:
+    """For example '0:31', '12:05', '3:07:59'."""
+    return tqdm.format_interval(seconds).removeprefix("0")
 
 
 def say(text: str) -> None:

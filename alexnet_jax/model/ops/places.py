@@ -7,6 +7,7 @@ for each place in a cell: {(0, 0): [b, n, m, maps], (0, 1): ...}.
 """
 
 import itertools
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -124,7 +125,8 @@ def sum_of_rows(x: Cells, p: Pooling, before: int, after: int) -> Cells:
         one = x[own, cell[1]]
         return lax.pad(one, jnp.zeros((), one.dtype), edges).astype(precise(one))
 
-    return {cell: sum(row(cell, by) for by in range(-before, after + 1)) for cell in p.in_cell}
+    reach = range(-before, after + 1)
+    return {cell: reduce(jnp.add, [row(cell, by) for by in reach]) for cell in p.in_cell}
 
 
 def to_cells(x: Maps, p: Pooling) -> Cells:
