@@ -32,7 +32,7 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
-    *("devices", "towers_apart", "forms", "deterministic"),
+    *("devices", "towers_apart", "forms", "profile", "deterministic"),
     *("epochs", "steps", "checkpoint_every"),
     *("data.source", "data.records", "data.threads"),
 )
@@ -40,6 +40,7 @@ CHANGEABLE = (
 
 ADDED: Mapping[str, Any] = {
     "forms": "default",
+    "profile": "",
     "data": {"order": "random", "chunk": 1},
     "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
     "evaluate": {"nine_views_at_end": False},
@@ -324,6 +325,7 @@ class Config:
     towers_apart: bool  # each tower on a device of its own; False: only the batch is split
     dtype: Literal["float32", "bfloat16"]  # of the computation; parameters are always float32
     forms: Literal["fastest", "default"]  # on GPUs: how to compute layers, by trial at the start
+    profile: str  # trace these steps: "START:STOP", STOP is not one of them; "": none
     deterministic: bool  # on GPUs: the same bits in every run, but slower
     batch: PositiveInt  # images in a step, over all devices
     init_from: str  # start from the newest weights of this workdir, but a new last layer; "": none
@@ -337,7 +339,19 @@ class Config:
     evaluate: Evaluate
     log: Log
 
+    @property
+    def traced_steps(self) -> range:
+        """The steps that `profile` names. Raises ValueError if it names none."""
+        start, _, stop = (self.profile or "0:0").partition(":")
+        whole = start.isdecimal() and stop.isdecimal()
+        if not whole or (self.profile and not 0 < int(start) < int(stop)):
+            raise ValueError(
+                f"profile={self.profile!r}: give steps as '100:110', 110 is not traced"
+            )
+        return range(int(start), int(stop))
+
     def __post_init__(self) -> None:
+        _ = self.traced_steps
         phases = self.policy.phases if isinstance(self.policy, Schedule) else ()
         # A layer may be named that is left out.
         known = self.model.layers if isinstance(self.model, AlexNet) else self.model.names

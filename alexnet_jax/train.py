@@ -19,10 +19,11 @@ from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.runtime import distributed, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.metrics import FILE, Clock, MetricsLog
+from alexnet_jax.runtime.profile import Profile
 from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import say
-from alexnet_jax.training import diagnostics, memory
+from alexnet_jax.training import diagnostics, memory, pictures
 from alexnet_jax.training.forms import choose
 from alexnet_jax.training.plan import Plan
 from alexnet_jax.training.progress import Progress, next_commands
@@ -71,6 +72,7 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     clock: Clock = field(init=False)  # `train` starts it
     progress: Progress = field(init=False)
+    profile: Profile = field(init=False)
 
 
 def fit(c: config.Config, folder: Path) -> None:
@@ -103,9 +105,11 @@ def fit(c: config.Config, folder: Path) -> None:
         )
         if distributed.process_index() == 0:
             run.log = stack.enter_context(closing(MetricsLog(folder, run.step)))
+            run.log.show(run.step, pictures.about(c))
         before = run.log.kept if run.log else []
         run.progress = Progress(before, batch=c.batch, first=run.step, last=run.plan.last)
         stack.enter_context(closing(run.progress))
+        run.profile = stack.enter_context(closing(Profile(c.traced_steps, folder)))
         stack.enter_context(run.stop)
         try:
             train(run)
@@ -143,8 +147,10 @@ def train(run: Run) -> None:
                     step = step.lower(run.state, setup.normalization, batch, hyperparams).compile()
                     memory.check_program(setup.network, c, step)
 
+            run.profile.before(run.step + 1)
             run.state, scores = step(run.state, setup.normalization, batch, hyperparams)
             run.step += 1
+            run.profile.after(run.step, lambda: run.state)
             run.scores.append(scores)
             if len(in_flight) == IN_FLIGHT:  # else the host would fill the memory with batches
                 jax.block_until_ready(in_flight[0])
@@ -250,6 +256,8 @@ def read_line(run: Run, line: Line) -> dict[str, float]:
         values |= means.named("train") | {"opt/lr": line.rate}
     if line.layers is not None:
         values |= diagnostics.read_layers(line.layers)
+        if run.log is not None:
+            run.log.show(line.step, pictures.of_outputs(jax.device_get(line.layers[1])))
     return values
 
 
@@ -298,8 +306,21 @@ def evaluate(run: Run) -> dict[str, float]:
                 scores = score(views=views, what=name)
                 say(f"{name}: {c.data.validation} {scores.text()}")
                 values |= scores.named(f"val_{name.replace(' ', '_')}")
+        show(run)
     run.policy = policy
     return values
+
+
+def show(run: Run) -> None:
+    """Shows kernels, weights and mistakes in TensorBoard; all processes must call it."""
+    setup, c, params = run.setup, run.setup.config, run.state["params"]
+    classes = setup.records.manifest.classes
+    shown = pictures.of_weights(params, c.model.towers)
+    shown += pictures.of_mistakes(
+        setup.evaluator, params, setup.validation, classes, c.evaluate.batch
+    )
+    if run.log is not None:
+        run.log.show(run.step, shown)
 
 
 def save(run: Run, metrics: dict[str, float]) -> None:

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.towers_apart = True  # False: both towers on each device; the batch is split
     config.dtype = "float32"
     config.forms = "fastest"  # on GPUs: how each layer is computed; "default": without a trial
+    config.profile = ""  # trace some steps: "100:110"
     config.deterministic = False
     config.batch = 128
     config.init_from = ""

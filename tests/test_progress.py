@@ -1,13 +1,26 @@
 """What a run prints: epochs by hand from lines of metrics; a bar or lines; again after a resume."""
 
+import contextlib
+import gzip
+import io
 import re
+from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+import numpy as np
 import pytest
 
+from alexnet_jax import config
 from alexnet_jax.runtime import terminal
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
+from alexnet_jax.training import pictures
+from alexnet_jax.training.pictures import kernel_mosaic
 from alexnet_jax.training.progress import HEADER, Progress, epochs
+from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
+from tests.runs import saved
 
 LINES = [
     {"step": 3, "epoch": 0.6, "train/loss": 2.0, "train/top1_error": 0.9, "opt/lr": 0.1}
@@ -71,14 +84,105 @@ def test_on_a_terminal_the_bar_has_the_newest_numbers(capsys, monkeypatch):
     assert "loss 2.0000, error 90.00%, rate 0.1, 10 images/s" in bar
 
 
-def test_a_resumed_run_tells_the_epochs_before(records, tmp_path, capsys):
-    values = {"devices": 1, "evaluate__ten_views_at_end": False, "log__layers_every": 0}
-    fit(make_config(records, **values, steps=20), tmp_path)
-    before = capsys.readouterr().out.splitlines()
-    fit(make_config(records, **values, steps=32), tmp_path)
-    after = capsys.readouterr().out.splitlines()
-    shown = [line for line in before if re.match(r" +[\d.]+ ", line)]
-    assert len(shown) == 2  # after an epoch of 16 steps, and at the end
-    start = after.index(HEADER) + 1
-    assert after[start : start + 2] == shown
-    assert len([line for line in after if re.match(r" +[\d.]+ ", line)]) == 3
+class Ended(NamedTuple):
+    """A run of 20 steps, resumed until 32; an epoch has 16."""
+
+    folder: Path
+    c: config.Config
+    before: list[str]  # what it printed
+    after: list[str]
+
+
+@pytest.fixture(scope="module")
+def run(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("progress")
+    values = {"devices": 2, "evaluate__ten_views_at_end": False, "log__layers_every": 16}
+    values |= {"profile": "3:5"}
+    told = [io.StringIO(), io.StringIO()]
+    for steps, output in zip((20, 32), told, strict=True):
+        c = make_config(records, **values, steps=steps)
+        with contextlib.redirect_stdout(output):
+            fit(c, folder)
+    return Ended(folder, c, *(one.getvalue().splitlines() for one in told))
+
+
+def test_a_resumed_run_tells_the_epochs_before(run):
+    def shown(lines):
+        return [line for line in lines if re.match(r" *[\d.]+  ", line)]
+
+    assert len(shown(run.before)) == 2  # after an epoch, and at the end
+    assert len(shown(run.after)) == 3
+    start = run.after.index(HEADER) + 1
+    assert run.after[start : start + 2] == shown(run.before)
+
+
+def test_it_says_what_to_do_next(run):
+    start = run.after.index("next")
+    assert run.after[start - 2].startswith("best: epoch ")
+    assert [line.split("  ")[1] for line in run.after[start + 1 :]] == [
+        *("label a photo", "see its kernels", "see its curves")
+    ]
+
+
+def test_tensorboard_shows_kernels_weights_outputs_and_the_config(run):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    found = event_accumulator.EventAccumulator(str(run.folder), {"images": 0, "histograms": 0})
+    found.Reload()
+    params = saved(run.c, run.folder).state["params"]
+
+    tags = found.Tags()
+    image = found.Images("kernels/conv1")[-1]
+    shown = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR_RGB)
+    kernels = np.asarray(params["conv1"]["kernel"])
+    expected = kernel_mosaic(kernels, 2).repeat(4, 0).repeat(4, 1)
+    np.testing.assert_allclose(shown / 255, expected, atol=1 / 255)
+    assert image.step == 32
+
+    weights = found.Histograms("weights/conv2")[-1]
+    kernel = np.asarray(params["conv2"]["kernel"], np.float64)
+    value = weights.histogram_value
+    assert (value.num, weights.step) == (kernel.size, 32)
+    np.testing.assert_allclose(value.sum, kernel.sum(), rtol=1e-5)
+    outputs = {tag for tag in tags["histograms"] if tag.startswith("highest_outputs/")}
+    assert len(outputs) == len(run.c.model.names) - 1
+    assert [one.step for one in found.Histograms("highest_outputs/fc7")] == [16, 32]
+
+    text = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert '      "batch": 16,' in text.splitlines()
+
+
+def test_mistakes_are_images_with_a_wrong_best_label(run):
+    """Of the first batch of the validation split; by the scores of all."""
+    setup = make_setup(run.c)
+    params, split = setup.network.init(0), setup.validation
+    log_probs = setup.evaluator.log_probs(params, split, views=1, what="test")[:16]
+    wrong = np.flatnonzero(log_probs.argmax(1) != split.labels[:16])[:8]
+    assert len(wrong) == 8
+    classes = setup.records.manifest.classes
+    (shown,) = pictures.of_mistakes(setup.evaluator, params, split, classes, 16)
+    data = np.frombuffer(shown.value[0].image.encoded_image_string, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert image.shape == (44 + 224, 8 * 224, 3)
+    for place, number in enumerate(wrong):
+        original = np.empty((split.size, split.size, 3), np.uint8)
+        split.read(int(number), original)
+        tile = image[44:, 224 * place : 224 * (place + 1)]
+        expected = cv2.resize(original, (224, 224), interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(tile, expected)
+
+
+def test_steps_are_traced(run):
+    (folder,) = run.folder.glob("profile/plugins/profile/*")
+    (program,) = folder.glob("*.xplane.pb")
+    assert b"conv1" in program.read_bytes()  # operations have the names of their layers
+    assert b"traceEvents" in gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes())
+    assert sum("a trace from step 3 on is in" in line for line in run.before) == 1
+    assert not any("trace" in line for line in run.after)
+
+
+@pytest.mark.parametrize("profile", ["5", "5:5", "0:3", "a:b", "1:2:3", ":"])
+def test_other_steps_to_trace_are_refused(profile):
+    with pytest.raises(UserError, match="give steps as '100:110'"):
+        make_config(profile=profile)

@@ -10,40 +10,10 @@ import numpy as np
 from alexnet_jax.figures.sheet import new_figure, the_only
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import trained
+from alexnet_jax.training.pictures import kernel_mosaic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def kernel_mosaic(kernels: np.ndarray, towers: int, columns: int = 16) -> np.ndarray:
-    """The kernels as one image: tower A's rows above tower B's, with a wider gap between them.
-
-    Zero is grey. Each kernel is scaled so that its largest absolute weight has full contrast.
-
-    Args:
-      kernels: [side, side, 3, n] of a first layer, tower A's first.
-      towers: 1 or 2.
-      columns: kernels in a row.
-
-    Returns:
-      float32 [height, width, 3] in [0, 1]; the gaps are white.
-    """
-    side, _, _, count = kernels.shape
-    mine = count // towers
-    columns = min(columns, mine)
-    rows = -(-mine // columns)
-    cell, gap = side + 1, 4
-    height = towers * rows * cell + 1 + (towers - 1) * gap
-    mosaic = np.ones((height, columns * cell + 1, 3), np.float32)
-    scale = np.abs(kernels).max(axis=(0, 1, 2), keepdims=True)
-    shown = 0.5 + kernels / (2 * np.where(scale > 0, scale, 1))
-    for number in range(mine * towers):
-        tower, place = divmod(number, mine)
-        row, column = divmod(place, columns)
-        y = 1 + (tower * rows + row) * cell + tower * gap
-        x = 1 + column * cell
-        mosaic[y : y + side, x : x + side] = shown[..., number]
-    return mosaic
 
 
 def draw_kernels(folders: Sequence[Path]) -> "Figure":

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,17 @@ class MetricsLog:
             os.fsync(self._file.fileno())
             for name, value in values.items():
                 self._add_event(step, summary={"value": [{"tag": name, "simple_value": value}]})
+            self._events.flush()
+
+    def show(self, step: int, summaries: Iterable[Any]) -> None:
+        """Summaries of tensorboardX, for TensorBoard alone.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        with self._write_errors():
+            for one in summaries:
+                self._add_event(step, summary=one)
             self._events.flush()
 
     def close(self) -> None:
