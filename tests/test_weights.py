@@ -6,6 +6,7 @@ import pytest
 
 from alexnet_jax import weights
 from alexnet_jax.evaluate import evaluate_together
+from alexnet_jax.model.layouts import LAYOUTS
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
@@ -60,7 +61,7 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
 
     tensors = weights.to_layout(params, network, layout)
     c = make_config().model
-    names = weights.LAYOUTS[layout]
+    names = LAYOUTS[layout]
 
     def load(module, layer):
         module.weight.data = torch.tensor(tensors[f"{layer}.{names.kernel}"])

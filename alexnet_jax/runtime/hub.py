@@ -47,7 +47,7 @@ def upload(folder: Path, name: str, *, private: bool) -> str:
 
 def _library() -> ModuleType:
     try:
-        import huggingface_hub
+        import huggingface_hub.errors
     except ImportError:
         raise UserError(
             'this needs huggingface_hub; pip install "alexnet-jax[hub]", or pip install '

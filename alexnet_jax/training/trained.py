@@ -161,7 +161,7 @@ class Net(Generic[_S_co]):
         return self._by_batch(look, images)
 
     @overload
-    def top5(self, images: ImageFile, *, views: Views = 10) -> Labels: ...
+    def top5(self, images: ImageFile, *, views: Views = 10) -> Labels: ...  # type: ignore[overload-overlap]  # a str is a sequence of str
     @overload
     def top5(self, images: Array, *, views: Views = 10) -> Labels | list[Labels]: ...
     @overload
