@@ -54,8 +54,8 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
     setup = held.setup
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a new folder")
-    if (folder / workdir.CHECKPOINTS).exists():
-        raise UserError(f"{folder} is the workdir of a run; give another folder")
+    if (folder / CONFIG).exists() and _kind(folder) != KIND:
+        raise UserError(f"{folder} has the {CONFIG} of a run or of another program; give another")
     tensors = to_layout(jax.device_get(held.params), setup.network, "classic")
     values = {
         "model_type": KIND,
@@ -93,7 +93,15 @@ def about(setup: NetSetup) -> str:
 
 def is_pretrained(folder: Path) -> bool:
     """Whether `folder` was made by `write_pretrained`, or is another program's model."""
-    return (folder / CONFIG).is_file() and not (folder / workdir.CHECKPOINTS).is_dir()
+    return _kind(folder) != ""
+
+
+def _kind(folder: Path) -> str:
+    """The type of the model in `folder`; "" if its config names none, as that of a run."""
+    try:
+        return str(json.loads((folder / CONFIG).read_text()).get("model_type", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def read_pretrained(folder: Path, devices: int) -> Pretrained:
@@ -127,16 +135,12 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{folder} holds no model: there is no {CONFIG} in it")
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    kind = values.get("model_type", "unknown") if isinstance(values, dict) else "unknown"
-    if kind != KIND:
+    if _kind(folder) != KIND:
         raise UserError(
-            f"{folder} holds a model of type {kind}, not {KIND}; give a folder that "
-            f"`python -m alexnet_jax.weights save` made"
+            f"{folder} holds a model of type {_kind(folder) or 'unknown'}, not {KIND}; give a "
+            f"folder that `python -m alexnet_jax.weights save` made"
         )
+    values: Mapping[str, Any] = json.loads(path.read_text())
     return values
 
 
