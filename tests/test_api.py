@@ -134,6 +134,9 @@ def test_a_workdir_of_the_first_version_opens_with_its_records(run, records, tmp
     with pytest.raises(UserError, match=r"old has no data\.safetensors, .* records=DIR$"):
         alexnet_jax.load(old)
     assert alexnet_jax.load(old, records=str(records)).step == 6
+    (old / workdir.DATA).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"cannot be read as safetensors .* records=DIR$"):
+        alexnet_jax.load(old)
 
 
 def test_a_workdir_with_anothers_mean_image_is_refused(run, net, tmp_path):

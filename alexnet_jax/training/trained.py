@@ -49,6 +49,8 @@ _S_co = TypeVar("_S_co", bound=NetSetup, covariant=True)
 _S = TypeVar("_S", bound=NetSetup)
 Array = np.ndarray | jax.Array
 
+_GIVE_RECORDS = "give the records of the run: --records=DIR, in Python records=DIR"
+
 
 @dataclass(frozen=True, repr=False)
 class Net(Generic[_S_co]):
@@ -315,13 +317,15 @@ def _info_of(folder: Path, c: config.Config, records: str | None) -> DataInfo:
     """What the network must know of its images: from the workdir, or from records."""
     file = folder / workdir.DATA
     if file.exists() and records is None:
-        return read_info(file)
+        try:
+            return read_info(file)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and {_GIVE_RECORDS}") from None
     place = records or c.data.records
     if not is_prepared(place):
         raise UserError(
             f"{folder} has no {workdir.DATA}, which holds its mean image and the names of its "
-            f"classes, and {place} holds no records; give the records of the run: --records=DIR, "
-            f"in Python records=DIR"
+            f"classes, and {place} holds no records; {_GIVE_RECORDS}"
         )
     return info_of(open_records(place))
 
