@@ -305,7 +305,10 @@ def test_weights_of_another_width_are_one_line(damaged):
         alexnet_jax.from_pretrained(damaged)
 
 
-def test_a_workdir_is_not_written_over(net, run):
+def test_a_workdir_or_a_readme_is_not_written_over(net, run, tmp_path):
+    (tmp_path / "README.md").write_text("of something else")
+    with pytest.raises(UserError, match="holds other files; give a new folder"):
+        net.save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match=r"has the config\.json of a run or of another program; give another$"
     ):

@@ -56,6 +56,8 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
         raise UserError(f"{folder} is a file; give a new folder")
     if (folder / CONFIG).exists() and _kind(folder) != KIND:
         raise UserError(f"{folder} has the {CONFIG} of a run or of another program; give another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder} holds other files; give a new folder")  # perhaps a README.md
     tensors = to_layout(jax.device_get(held.params), setup.network, "classic")
     values = {
         "model_type": KIND,
