@@ -28,6 +28,7 @@ from alexnet_jax.runtime.signals import Stop
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import corruptions, trained
 from alexnet_jax.training.scores import Scores, Views, label_ranks, mean_scores
+from alexnet_jax.training.setup import Setup
 
 TINY = float(np.finfo(np.float32).tiny)  # the least probability: the loss is 87 at most
 Probs = Float[np.ndarray, "images classes"]
@@ -49,35 +50,45 @@ def evaluate(c: config.Config, folder: Path, step: trained.Step, on: Path | None
     And by nine, if the config says so. The mean image is always that of the training.
 
     Args:
-      c: the run's config, with the records that it was trained on.
+      c: the run's config; with the records that it was trained on, if these are scored.
       folder: the workdir.
       step: which checkpoint.
       on: other images of the same classes: records, a folder with CLASS/IMAGE, or ImageNet-C's
         with its 15 corruptions, which are scored by one view each; None: the run's own records.
 
     Raises:
-      UserError: see `trained.load`; or `on` has other classes.
+      UserError: see `trained.open_run`; or `on` has other classes.
       Stopped: SIGTERM or SIGINT came.
     """
-    net = trained.load(c, folder, step)
-    name = str(on or c.data.validation)
+    if on is None:
+        run = trained.open_run(c, folder, step)
+        with Stop() as stop:
+            _score(run, run.setup.validation, c.data.validation, stop)
+        return
+    net = trained.open_without_records(c, folder, step)
     with Stop() as stop:
-        if on is not None and not is_prepared(on) and corruptions.folders_of(on):
+        if not is_prepared(on) and corruptions.folders_of(on):
             errors = corruptions.score(net, on, stop.check)
-            say(corruptions.table(errors, len(net.setup.records.manifest.classes)))
-            return
-        evaluator, split = net.setup.evaluator, _split_of(net, on) if on else net.setup.validation
-        ways: list[tuple[Views, str]] = [(1, "centre crop"), (10, "ten views")]
-        if c.evaluate.nine_views_at_end:
-            ways.append((9, "nine views"))
-        for views, way in ways:
-            scored = evaluator.score(net.params, split, views=views, what=way, check=stop.check)
-            say(f"step {net.step}, {name}, {way}: {scored.text()}")
+            say(corruptions.table(errors, len(net.setup.data.classes)))
+        else:
+            _score(net, _split_of(net, on), str(on), stop)
 
 
-def _split_of(net: trained.Trained, path: Path) -> Split:
+def _score(net: trained.Net, split: Split, name: str, stop: Stop) -> None:
+    """Prints the scores of a split by one view and by ten, and by nine if the config says so."""
+    ways: list[tuple[Views, str]] = [(1, "centre crop"), (10, "ten views")]
+    if net.config.evaluate.nine_views_at_end:
+        ways.append((9, "nine views"))
+    for views, way in ways:
+        scored = net.setup.evaluator.score(
+            net.params, split, views=views, what=way, check=stop.check
+        )
+        say(f"step {net.step}, {name}, {way}: {scored.text()}")
+
+
+def _split_of(net: trained.Net, path: Path) -> Split:
     """The images in `path`. Raises UserError if their classes or their size are others."""
-    data, classes = net.setup.config.data, net.setup.records.manifest.classes
+    data, classes = net.setup.config.data, net.setup.data.classes
     if not is_prepared(path):
         if not path.is_dir():
             raise UserError(f"--on={path}: there is no such folder")
@@ -88,14 +99,14 @@ def _split_of(net: trained.Trained, path: Path) -> Split:
         return split
     records = open_records(path)
     if records.manifest.classes != classes:
-        raise UserError(f"--on={path} has other classes than the records that {net.folder} knows")
+        raise UserError(f"--on={path} has other classes than the records of {net.folder}")
     if records.manifest.size != data.size:
         found = records.manifest.size
         raise UserError(f"--on={path} has images of {found} pixels, not {data.size}; prepare again")
     return records.split(data.validation)
 
 
-def evaluate_together(nets: Sequence[trained.Trained], *, views: Views, search: bool) -> Scores:
+def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, search: bool) -> Scores:
     """Scores the average of several networks' softmax outputs on their validation split (§6.1).
 
     Args:
@@ -186,10 +197,10 @@ def _label_probs(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
     return np.take_along_axis(probs, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
 
-def _check_alike(nets: Sequence[trained.Trained]) -> None:
+def _check_alike(nets: Sequence[trained.Net[Setup]]) -> None:
     first = nets[0]
     for net in nets[1:]:
-        if net.setup.records.manifest.hash != first.setup.records.manifest.hash:
+        if net.setup.data.hash != first.setup.data.hash:
             raise UserError(f"{net.folder} was trained on other records than {first.folder}")
         ours, theirs = (n.setup.config.data.validation for n in (net, first))
         if ours != theirs:

@@ -1,9 +1,11 @@
 """The five best labels for your own images: JPEG, PNG and other common files.
 
-python -m alexnet_jax.predict --workdir=runs/alexnet IMAGE... [--json=FILE] [--out=FILE]
-python -m alexnet_jax.predict --workdir=runs/alexnet FOLDER_OR_TAR --submission=FILE --devkit=DIR
+python -m alexnet_jax.predict --model=MODEL IMAGE_OR_FOLDER... [--json=FILE] [--out=FILE]
+python -m alexnet_jax.predict --model=MODEL FOLDER_OR_TAR --submission=FILE --devkit=DIR
 
-An image is rescaled and cut as the training images were (§2), and scored by ten views (§4.1).
+MODEL is the workdir of a run, a folder that `weights save` made, or hf://OWNER/NAME. It needs no
+records. An image is rescaled and cut as the training images were (§2), and scored by ten views
+(§4.1). Of a folder all images are labelled, also those in its folders.
 
 --submission writes a line of five numbers for each image of a folder or a tar, sorted by name, as
 ILSVRC's devkit wants them. If it is stopped, the same command resumes.
@@ -13,12 +15,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from absl import flags
 
-from alexnet_jax.data.images import centre_square, decode
 from alexnet_jax.data.sources import SourceSplit
 from alexnet_jax.data.unprepared import unlabelled
 from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
@@ -33,10 +34,13 @@ from alexnet_jax.training.scores import Views
 AT_ONCE = 16  # images at most, so that ten thousand need no more memory
 
 OPTIONS = flags.FlagValues()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", OPTIONS)
+MODEL = flags.DEFINE_string("model", None, "A workdir, a folder to share, hf://...", OPTIONS)
+WORKDIR = flags.DEFINE_string("workdir", None, "Another name of --model.", OPTIONS)
 VIEWS = flags.DEFINE_enum("views", "10", ["1", "10"], "Views of each image.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
-RECORDS = flags.DEFINE_string("records", None, "Where the run's records are now.", OPTIONS)
+RECORDS = flags.DEFINE_string(
+    "records", None, "The run's records, for runs of version 0.1.", OPTIONS
+)
 JSON = flags.DEFINE_string("json", None, "File to write the five best labels to.", OPTIONS)
 SUBMISSION = flags.DEFINE_string("submission", None, "File for the lines of a submission.", OPTIONS)
 DEVKIT = flags.DEFINE_string("devkit", None, "ILSVRC's devkit: numbers of classes.", OPTIONS)
@@ -44,7 +48,7 @@ OUT = flags.DEFINE_string("out", None, "Figure to draw: images and their best la
 
 
 def predict(
-    net: trained.Trained, files: Sequence[Path], *, views: Views = 10
+    net: trained.Net, files: Sequence[Path], *, views: Views = 10
 ) -> tuple[list[tuple[Path, Guess]], list[str]]:
     """The best labels of the images in `files`, and a line for each that cannot be read.
 
@@ -53,38 +57,37 @@ def predict(
       files: JPEG, PNG and other common files.
       views: of each image, to average over; 1: the centre crop.
     """
-    evaluator, size = net.setup.evaluator, net.setup.config.data.size
-    classes = net.setup.records.manifest.classes
     found: list[tuple[Path, Guess]] = []
     unread: list[str] = []
-    # Always the same number, because the network is compiled again for each number of images.
-    images = np.zeros((min(AT_ONCE, len(files)), size, size, 3), np.uint8)
     with progress_bar(len(files), "images", "images", leave=False) as bar:
         for start in range(0, len(files), AT_ONCE):
-            some = files[start : start + AT_ONCE]
-            squares = _squares(some, size, unread)
-            bar.update(len(some))
-            if not squares:
-                continue
-            paths, own = zip(*squares, strict=True)
-            images[: len(own)] = own
-            log = evaluator.log_probs_of(net.params, images, views=views)[: len(own)]
-            guesses = best_guesses(np.stack(own), np.exp(log), classes, [None] * len(own))
-            found += zip(paths, guesses, strict=True)
+            squares: dict[Path, np.ndarray] = {}
+            for file in files[start : start + AT_ONCE]:
+                try:
+                    squares[file] = net.preprocess(file)[0]
+                except UserError as error:
+                    unread.append(str(error))
+                bar.update()
+            if squares:
+                images = np.stack(list(squares.values()))
+                guesses = best_guesses(images, net.probs(images, views=views), net.labels)
+                found += zip(squares, guesses, strict=True)
     return found, unread
 
 
-def _squares(files: Sequence[Path], size: int, unread: list[str]) -> list[tuple[Path, np.ndarray]]:
-    """The files that can be read, as uint8 [size, size, 3]; `unread` gets a line for each other."""
-    squares = []
-    for file in files:
-        try:
-            squares.append((file, centre_square(decode(file.read_bytes()), size)))
-        except OSError as error:
-            unread.append(f"{file} cannot be read: {error.strerror}")
-        except ValueError as error:
-            unread.append(f"{file} {error}")
-    return squares
+def _files(arguments: Sequence[str]) -> list[Path]:
+    """The files that are named, and those in the folders that are named, each once."""
+    found: dict[Path, None] = {}
+    for one in map(Path, arguments):
+        inside = [one]
+        if one.is_dir():
+            below = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+            hidden = [any(part.startswith(".") for part in path.parts) for path in below]
+            inside = [one / path for path, hide in zip(below, hidden, strict=True) if not hide]
+            if not inside:
+                raise UserError(f"{one} has no images")
+        found |= dict.fromkeys(inside)
+    return list(found)
 
 
 def _test_images(arguments: Sequence[str]) -> SourceSplit:
@@ -94,9 +97,9 @@ def _test_images(arguments: Sequence[str]) -> SourceSplit:
     return unlabelled(Path(arguments[0]))
 
 
-def _submit(net: trained.Trained, images: SourceSplit, file: Path) -> None:
+def _submit(net: trained.Net, images: SourceSplit, file: Path) -> None:
     devkit = Path(DEVKIT.value) if DEVKIT.value else None
-    classes = net.setup.records.manifest.classes
+    classes = net.setup.data.classes
     ids = class_ids(classes, devkit)
     write_submission(net, images, ids, file, views=cast(Views, int(VIEWS.value)))
     print(f"{file} has {images.count:,} lines, for the images in the order of their names")
@@ -115,20 +118,23 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("give the files of images")
     host.configure_jax(1)
     step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
-    folder = Path(cli.required(WORKDIR, "runs/tiny"))
+    model = WORKDIR.value if MODEL.value is None else cli.required(MODEL, "runs/tiny")
+    if model is None or None not in (MODEL.value, WORKDIR.value):
+        raise UserError("give a network: --model=runs/tiny, and no --workdir, its other name")
     submission = cli.output(SUBMISSION)
     if submission:
         images = _test_images(arguments)
-    net = trained.open_trained(folder, step=step, records=RECORDS.value)
+    files = [] if submission else _files(arguments)
+    net = trained.load(model, step=step, records=RECORDS.value)
     if submission:
         _submit(net, images, submission)
         return
-    found, unread = predict(net, list(map(Path, arguments)), views=cast(Views, int(VIEWS.value)))
-    best = [(str(name), dict(zip(one.labels, one.probs, strict=True))) for name, one in found]
-    for name, labels in best:
-        print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in labels.items()))
+    found, unread = predict(net, files, views=cast(Views, int(VIEWS.value)))
+    for name, guess in found:
+        best = zip(guess.labels, guess.probs, strict=True)
+        print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in best))
     if file:
-        values = [{"image": name, "labels": labels} for name, labels in best]
+        values = [_as_json(net, name, guess) for name, guess in found]
         file.write_text(json.dumps(values, indent=2) + "\n")
     if out and found:
         draw_guesses([guess for _, guess in found]).savefig(out, dpi=150)
@@ -136,6 +142,13 @@ def _run(arguments: Sequence[str]) -> None:
         complain(line)
     if unread:
         sys.exit(2)
+
+
+def _as_json(net: trained.Net, name: Path, guess: Guess) -> dict[str, Any]:
+    """The labels and their probabilities, and the classes of these labels, such as WNIDs."""
+    classes = [net.classes[net.labels.index(label)] for label in guess.labels]
+    labels = dict(zip(guess.labels, guess.probs, strict=True))
+    return {"image": str(name), "labels": labels, "classes": classes}
 
 
 if __name__ == "__main__":

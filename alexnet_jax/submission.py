@@ -14,13 +14,13 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training.scores import Views
-from alexnet_jax.training.trained import Trained
+from alexnet_jax.training.trained import Net
 
 BEST = 5
 
 
 def write_submission(
-    net: Trained, images: SourceSplit, ids: Sequence[int], file: Path, *, views: Views = 10
+    net: Net, images: SourceSplit, ids: Sequence[int], file: Path, *, views: Views = 10
 ) -> None:
     """Writes the ids of the five best classes of each image to `file`, best first, in their order.
 

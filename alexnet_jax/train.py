@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from alexnet_jax import config, optim
+from alexnet_jax.data.info import info_bytes
 from alexnet_jax.data.origin import check_origin
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.runtime import distributed, host, workdir
@@ -96,6 +97,9 @@ def fit(c: config.Config, folder: Path) -> None:
             setup = with_forms(setup, forms)
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
         run = restore(setup, checkpoints)
+        distributed.on_main_process(
+            lambda: workdir.write(folder / workdir.DATA, info_bytes(setup.data))
+        )
         if is_over(run, run.policy) and run.unscored is None:
             say(f"{folder} is trained already, for {run.step} steps; see its {FILE}")
             return

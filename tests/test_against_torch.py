@@ -51,7 +51,7 @@ class Both:
     def __init__(self, c: config.Config, devices: int, dtype: str = "float64") -> None:
         self.c = c.model
         mesh = make_mesh(devices, c.model.towers)
-        build = lambda rngs: AlexNet(c.model, c.data.crop, dtype, rngs)  # noqa: E731
+        build = lambda rngs: AlexNet(c.model, c.data.crop, dtype, rngs=rngs)  # noqa: E731
         self.network = ShardedModel(build, mesh)
         self.params = self.network.init(0)
         self.torch_net = TorchAlexNet(self.c, jax.device_get(self.params))

@@ -107,7 +107,7 @@ def test_pooling_without_overlap_gives_the_same_sizes():
 
 def small(**values):
     c = make_config(**{f"model__{key}": value for key, value in values.items()})
-    return c, AlexNet(c.model, c.data.crop, c.dtype, nnx.Rngs(0))
+    return c, AlexNet(c.model, c.data.crop, c.dtype, rngs=nnx.Rngs(0))
 
 
 IMAGES = jnp.asarray(50 * np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32)
@@ -202,7 +202,7 @@ def test_initial_values_are_the_configs():
 
 def test_bfloat16_computes_and_float32_parameters_and_logits():
     c, network = small()
-    low = AlexNet(c.model, c.data.crop, "bfloat16", nnx.Rngs(0))
+    low = AlexNet(c.model, c.data.crop, "bfloat16", rngs=nnx.Rngs(0))
     outputs = low.outputs(IMAGES)
     assert outputs["fc7"].dtype == jnp.bfloat16
     assert outputs["fc8"].dtype == jnp.float32

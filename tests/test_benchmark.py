@@ -45,7 +45,7 @@ def test_plain_jax_gives_our_logits():
     plain = config.as_dict(config.parse(alexnet.get_config()))
     plain["model"] |= {"width": 0.125, "dropout": 0.0, "classes": 10}
     c = config.parse(plain).model
-    net = AlexNet(c, 64, "float32", nnx.Rngs(0))
+    net = AlexNet(c, 64, rngs=nnx.Rngs(0))
     images = 50 * jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
     theirs = plain_jax.logits(c, nnx.to_pure_dict(nnx.state(net)), images, jax.random.key(0))
     np.testing.assert_allclose(net(images), theirs, rtol=1e-4, atol=1e-5)

@@ -96,8 +96,8 @@ def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
     [
         (["export"], "error: --workdir is missing"),
         (["export", "--workdir=none"], "error: --file is missing"),
-        (["--workdir=x", "--file=y"], "error: give one of export, import"),
-        (["export", "import"], "error: give one of export, import"),
+        (["--workdir=x", "--file=y"], "error: give one of save, export, import"),
+        (["export", "import"], "error: give one of save, export, import"),
         (["import", "--workdir=none", "--file=none"], "error: --config is missing"),
     ],
 )

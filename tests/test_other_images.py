@@ -20,13 +20,14 @@ from tests.conftest import make_config
 def net(records):
     """With initial weights."""
     setup = make_setup(make_config(records, devices=1))
-    return trained.Trained(Path("run"), 0, setup, setup.network.init(0))
+    return trained.Net(Path("run"), 0, setup, setup.network.init(0))
 
 
 @pytest.fixture
 def score(net, monkeypatch):
     """`evaluate` with that network."""
-    monkeypatch.setattr(trained, "load", lambda *_: net)
+    monkeypatch.setattr(trained, "open_run", lambda *_: net)
+    monkeypatch.setattr(trained, "open_without_records", lambda *_: net)
     return lambda on: evaluate(net.setup.config, net.folder, "newest", on)
 
 
@@ -93,7 +94,7 @@ def test_other_classes_or_sizes_are_refused(score, tmp_path):
         (tmp_path / "cats" / split / "cat").mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "cats" / split / "cat" / "0.png"), np.zeros((9, 9, 3), np.uint8))
     prepare(f"folder:{tmp_path / 'cats'}", tmp_path / "records", size=72, format="raw")
-    with pytest.raises(UserError, match="has other classes than the records that"):
+    with pytest.raises(UserError, match="has other classes than the records of"):
         score(tmp_path / "records")
     with pytest.raises(UserError, match="val/cat is none of the network's 10 classes"):
         score(tmp_path / "cats" / "val")

@@ -78,7 +78,6 @@ def test_files_that_are_no_images_are_named_and_the_others_labelled(net, files, 
 
 
 def test_the_command_writes_json_and_draws(net, files, tmp_path):
-    pytest.importorskip("matplotlib")
     written, drawn = tmp_path / "labels.json", tmp_path / "labels.png"
     line = [f"--workdir={net.folder}", "--views=1", f"--json={written}", f"--out={drawn}"]
     predict.main([*line, *map(str, files[:3])])
@@ -101,7 +100,6 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path, capsys, opt
 
 
 def test_bars_are_sorted_and_the_right_label_has_another_colour():
-    pytest.importorskip("matplotlib")
     image, classes = np.zeros((4, 4, 3), np.uint8), ("cat", "dog", "owl")
     (guess,) = best_guesses(image[None], np.float32([[0.2, 0.7, 0.1]]), classes, ["cat"])
     assert guess.labels == ("dog", "cat", "owl")

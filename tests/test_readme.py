@@ -110,6 +110,22 @@ def test_the_first_command_learns_its_images_and_prints_what_readme_shows(folder
     assert f"centre crop: top-1 error {best:.2%}" in done[scored].stdout
 
 
+@pytest.mark.slow
+def test_the_python_in_usage_runs_and_gives_what_its_comments_say(folder, done):
+    del done  # runs/tiny is there
+    (block,) = re.findall(r"```python\n(.*?)```", USAGE, re.DOTALL)
+    shown = re.search(r"^net  # (.*?), step", block, re.M)[1]
+    code = block + "".join(
+        f"assert {call}.shape == {tuple(json.loads(shape))}\n"
+        for call, shape in re.findall(r"^(net\..*?)  # (\[[\d, ]+\]);", block, re.M)
+    )
+    assert code.count("assert") == 3
+    line = [sys.executable, "-c", f"{code}print(net)"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder)}
+    said = subprocess.check_output(line, cwd=folder, env=environment, text=True)
+    assert said.startswith(shown)
+
+
 def test_the_commands_were_found():
     assert TINY == "python -m alexnet_jax.main --config=configs/tiny.py --workdir=runs/tiny"
     assert len(COMMANDS) == len(re.findall(r"python -m alexnet_jax\.[a-z]+ ", README + USAGE))

@@ -21,14 +21,14 @@ COUNT = 40
 @pytest.fixture(autouse=True)
 def commands_open_the_network_that_is_there(monkeypatch, net):
     monkeypatch.setattr(predict.host, "configure_jax", lambda devices: None)
-    monkeypatch.setattr(predict.trained, "open_trained", lambda *_, **__: net)
+    monkeypatch.setattr(predict.trained, "load", lambda *_, **__: net)
 
 
 @pytest.fixture(scope="module")
 def net(records):
     """With initial weights."""
     setup = make_setup(make_config(records, devices=1))
-    return trained.Trained(Path("run"), 0, setup, setup.network.init(0))
+    return trained.Net(Path("run"), 0, setup, setup.network.init(0))
 
 
 @pytest.fixture(scope="module")

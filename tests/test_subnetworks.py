@@ -34,7 +34,7 @@ def test_total_variation_of_certain_and_even_guesses():
 def test_samples_are_networks_with_neurons_left_out(records, tmp_path, monkeypatch):
     monkeypatch.setattr(subnetworks, "SAMPLES", 3)
     setup = make_setup(make_config(records, devices=1))
-    net = trained.Trained(tmp_path, 0, setup, setup.network.init(0))
+    net = trained.Net(tmp_path, 0, setup, setup.network.init(0))
     images = np.zeros((2, 72, 72, 3), np.uint8)
     samples = list(subnetworks.sampled_log_probs(net, images))
     assert len({sample.tobytes() for sample in samples}) == 3

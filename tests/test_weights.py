@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from alexnet_jax import weights
 from alexnet_jax.evaluate import evaluate_together
+from alexnet_jax.model.layouts import LAYOUTS
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
@@ -60,7 +62,7 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
 
     tensors = weights.to_layout(params, network, layout)
     c = make_config().model
-    names = weights.LAYOUTS[layout]
+    names = LAYOUTS[layout]
 
     def load(module, layer):
         module.weight.data = torch.tensor(tensors[f"{layer}.{names.kernel}"])
@@ -109,7 +111,6 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
 
 
 def test_a_file_becomes_a_workdir_with_the_same_scores(records, tmp_path):
-    pytest.importorskip("safetensors")
     c = make_config(records, **SHORT)
     fit(c, tmp_path / "run")
     file = tmp_path / "weights.safetensors"
@@ -130,12 +131,11 @@ def test_a_file_becomes_a_workdir_with_the_same_scores(records, tmp_path):
 
 
 def test_an_import_that_was_cut_off_can_be_done_again(records, tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
     c = make_config(records, **SHORT)
     network = make_network(c)
     file = tmp_path / "weights.safetensors"
     tensors = weights.to_layout(jax.device_get(network.init(7)), network, "classic")
-    library.save_file(tensors, file)
+    safetensors.numpy.save_file(tensors, file)
     workdir.claim(tmp_path / "run", c)  # and then no checkpoint
     weights.import_weights(c, tmp_path / "run", file, "classic")
     kept = trained.open_trained(tmp_path / "run").params["conv2"]["kernel"]
@@ -143,7 +143,6 @@ def test_an_import_that_was_cut_off_can_be_done_again(records, tmp_path):
 
 
 def test_a_damaged_file_is_one_line(records, tmp_path):
-    pytest.importorskip("safetensors")
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"\x80\x04pickle")
     with pytest.raises(UserError, match="cannot be read as safetensors"):

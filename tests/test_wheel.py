@@ -46,12 +46,22 @@ def test_the_installed_files_are_used_and_a_config_is_found_by_its_name(empty, i
 
 
 @pytest.mark.slow
-def test_the_installed_package_trains_with_a_packaged_config(empty):
+def test_the_installed_package_trains_with_a_packaged_config(empty, installed):
     line = ["--config=configs/tiny.py", "--workdir=run", *(f"--config.{one}" for one in SMALL)]
     line += ["--config.evaluate.ten_views_at_end=False"]
     said = _run(empty, "alexnet_jax.main", *line)
     assert "step 3" in said
     assert (empty / "run" / "metrics.jsonl").exists()
+    (empty / "records").rename(empty / "gone")  # the workdir is enough
+    code = (
+        "import alexnet_jax, numpy as np; from alexnet_jax.data.info import imagenet_words;"
+        "net = alexnet_jax.load('run'); print(net, len(imagenet_words()));"
+        "print(net.top5(np.zeros((9, 9, 3), np.uint8)), alexnet_jax.tiny.batch)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=empty, text=True)
+    assert "AlexNet(two towers, 10 classes, 64 pixels) from run, step 3" in said
+    assert said.endswith(" 64\n")
+    assert (installed / "alexnet_jax" / "py.typed").exists()
 
 
 def _run(folder: Path, module: str, *arguments: str) -> str:

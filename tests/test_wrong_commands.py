@@ -51,7 +51,7 @@ BASES: dict[str, tuple[Callable[[Sequence[str]], None], str, str]] = {
     "predict": (
         predict.main,
         "image.jpg",
-        "workdir=run views=1 step=newest records=records json=new.json out=new.png",
+        "model=run views=1 step=newest records=records json=new.json out=new.png",
     ),
     "submission": (predict.main, "folder", "workdir=run submission=new.txt devkit=folder"),
     "evaluate": (
@@ -62,6 +62,7 @@ BASES: dict[str, tuple[Callable[[Sequence[str]], None], str, str]] = {
     "report": (report.main, "", "workdirs=run configs=tiny comparators=true out=new.md"),
     "figures": (figures.main, "kernels", "workdirs=run out=new.png"),
     "figure2": (figures.main, "figure2", "config=tiny out=new.png"),
+    "save": (weights.main, "save", "workdir=run out=new step=newest"),
     "export": (weights.main, "export", "workdir=run file=new.st layout=torch step=newest"),
     "import": (
         weights.main,

@@ -1,9 +1,27 @@
-"""From the bytes of an image file to the centre square of §2."""
+"""From an image, in a file or in memory, to the centre square of §2."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import cv2
+import jax
 import numpy as np
+import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
+
+from alexnet_jax.runtime.errors import UserError
+
+ImageFile = str | os.PathLike[str] | bytes | PIL.Image.Image
+"""A file's path, its bytes, or an image of PIL."""
+
+Image = ImageFile | np.ndarray | jax.Array
+"""Also an array: uint8 [height, width, 3] in RGB, or [height, width] in grey."""
+
+Images = Image | Sequence[Image]
+"""One or several; an array may hold several: uint8 [n, height, width, 3]."""
 
 LONGEST = 64  # of a longer image, so many times as long as wide, the ends are cut off first
 MAX_PIXELS = 2**28  # a larger JPEG is treated as a decompression bomb; for cv2 see __init__.py
@@ -69,6 +87,63 @@ def centre_square(
         kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
         image = cv2.resize(image, (width, height), interpolation=kernel)
     return _middle(image, size, size)
+
+
+def read_image(image: Image) -> UInt8[np.ndarray, "height width 3"]:
+    """An image of any kind, in RGB.
+
+    Raises:
+      UserError: the file is missing or cannot be decoded, or the array is no image.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode(Path(image).read_bytes())
+        except OSError as error:
+            raise UserError(f"{os.fspath(image)} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{os.fspath(image)} {error}") from error
+    try:
+        if isinstance(image, bytes):
+            return decode(image)
+        if isinstance(image, PIL.Image.Image):
+            return np.asarray(image.convert("RGB"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"an image {error}") from error
+    array = np.asarray(image)
+    if array.dtype == np.uint8 and array.ndim == 2:
+        array = np.stack([array] * 3, axis=-1)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+        raise UserError(
+            f"an image must be a file, its bytes, an image of PIL or an array uint8 [height, "
+            f"width, 3] in RGB, 0 to 255; got {_kind(image, array)}"
+        )
+    return array
+
+
+def _kind(image: object, array: np.ndarray) -> str:
+    shape = list(array.shape)
+    return f"{array.dtype} {shape}" if hasattr(image, "shape") else type(image).__name__
+
+
+def read_images(images: Images, size: int) -> UInt8[np.ndarray, "n size size 3"]:
+    """The `centre_square` of each image, as `prepare` makes the records.
+
+    Args:
+      images: one or several.
+      size: pixels.
+
+    Raises:
+      UserError: see `read_image`; or there are none.
+    """
+    several: Sequence[Any] = images if are_several(images) else [images]
+    if not len(several):
+        raise UserError("there are no images: the list is empty")
+    return np.stack([centre_square(read_image(one), size) for one in several])
+
+
+def are_several(images: Images) -> TypeGuard[Sequence[Image]]:
+    """Whether `images` are a list or an array of images, and not one image."""
+    return isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -34,22 +34,23 @@ class Guess(NamedTuple):
 def best_guesses(
     images: np.ndarray,
     probs: np.ndarray,
-    classes: Sequence[str],
-    truths: Sequence[str | None],
+    labels: Sequence[str],
+    truths: Sequence[str] | None = None,
 ) -> list[Guess]:
     """The five most probable classes of each image, or all if there are fewer.
 
     Args:
       images: uint8 [n, size, size, 3].
       probs: float [n, classes].
-      classes: the names of the classes.
-      truths: the right class of each image, or None.
+      labels: the names of the classes.
+      truths: the right label of each image; None: not known.
     """
     guesses = []
-    for image, row, truth in zip(images, probs, truths, strict=True):
+    known: Sequence[str | None] = truths or [None] * len(images)
+    for image, row, truth in zip(images, probs, known, strict=True):
         best = np.argsort(-row, kind="stable")[:5]
-        labels = tuple(classes[i] for i in best)
-        guesses.append(Guess(image, labels, tuple(float(row[i]) for i in best), truth))
+        names = tuple(labels[i] for i in best)
+        guesses.append(Guess(image, names, tuple(float(row[i]) for i in best), truth))
     return guesses
 
 
@@ -92,11 +93,10 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
       UserError: several folders are given, or the run cannot be opened.
     """
     net = trained.open_trained(the_only(folders, "figure4"))
-    split, classes = net.setup.validation, net.setup.records.manifest.classes
+    split, labels = net.setup.validation, net.labels
     images = read_some(split, 8)
-    log = net.setup.evaluator.log_probs_of(net.params, images, views=10)
-    truths = [classes[label] for label in split.labels[_spaced(split, 8)]]
-    return draw_guesses(best_guesses(images, np.exp(log), classes, truths))
+    truths = [labels[number] for number in split.labels[_spaced(split, 8)]]
+    return draw_guesses(best_guesses(images, net.probs(images), labels, truths))
 
 
 def draw_neighbours(folders: Sequence[Path]) -> "Figure":

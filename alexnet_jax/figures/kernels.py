@@ -23,9 +23,9 @@ def draw_kernels(folders: Sequence[Path]) -> "Figure":
       UserError: several folders are given, the run cannot be opened, or its first layer does not
         see three colours.
     """
-    net = trained.open_trained(the_only(folders, "kernels"))
+    net = trained.load(the_only(folders, "kernels"))
     first, kernels = _first_layer(net)
-    towers = net.setup.config.model.towers
+    towers = net.config.model.towers
     mosaic = kernel_mosaic(kernels, towers)
     width = 8.0
     figure = new_figure(width, 0.6 + width * mosaic.shape[0] / mosaic.shape[1])
@@ -49,10 +49,10 @@ def draw_towers(folders: Sequence[Path]) -> "Figure":
     figure = new_figure(3.2 * len(folders) + 0.4, 3.4)
     panels = figure.subplots(1, len(folders), squeeze=False, sharex=True, sharey=True)[0]
     for axes, folder in zip(panels, folders, strict=True):
-        net = trained.open_trained(folder)
+        net = trained.load(folder)
         _, kernels = _first_layer(net)
         colour, orientation = colourfulness(kernels), orientation_strength(kernels)
-        towers = net.setup.config.model.towers
+        towers = net.config.model.towers
         parts = np.split(np.arange(kernels.shape[-1]), towers)
         for name, own in zip("AB", parts, strict=False):
             x, y = colour[own], orientation[own]
@@ -101,13 +101,13 @@ def orientation_strength(kernels: np.ndarray) -> np.ndarray:
     return np.hypot(uu - vv, 2 * uv) / np.where(total > 0, total, 1)
 
 
-def _first_layer(net: trained.Trained) -> tuple[str, np.ndarray]:
+def _first_layer(net: trained.Net) -> tuple[str, np.ndarray]:
     """The name of the first layer and its kernels, float32 [side, side, 3, n].
 
     Raises:
       UserError: the layer does not see three colours.
     """
-    first = net.setup.config.model.names[0]
+    first = net.config.model.names[0]
     kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
     if kernels.ndim != 4 or kernels.shape[2] != 3:
         raise UserError(f"{first} of {net.folder} does not see the three colours of an image")

@@ -3,13 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.data import augment
 from alexnet_jax.data.records import Split
-from alexnet_jax.model.towers import DATA, TOWER
 from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.training.scores import device_batches
 from alexnet_jax.training.setup import Setup
@@ -39,9 +35,13 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
       split: the images to search.
       count: neighbours of each image; at most the number of images in `split`.
     """
-    vectors, first = hidden_vectors(setup), 0
-    placed = put_batch(setup.network.mesh, {"image": images}, len(images))
-    asked = np.asarray(vectors(params, setup.normalization, placed["image"]), np.float64)
+    layer, first = setup.config.model.names[-2], 0  # AlexNet's fc7, before dropout
+
+    def vectors(images: jax.Array) -> np.ndarray:
+        found = np.asarray(setup.evaluator.outputs_of(params, images, layer), np.float64)
+        return found.reshape(len(found), -1)
+
+    asked = vectors(put_batch(setup.network.mesh, {"image": images}, len(images))["image"])
     best = Nearest(np.empty((len(asked), 0), int), np.empty((len(asked), 0)))
     c = setup.config
     batches = device_batches(
@@ -52,28 +52,10 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
         what="looking for the nearest",
     )
     for batch, number in batches:
-        found = np.asarray(
-            vectors(params, setup.normalization, batch["image"])[:number], np.float64
-        )
+        found = vectors(batch["image"])[:number]
         best = _nearer(best, first, _distances(asked, found), count)
         first += len(found)
     return best
-
-
-def hidden_vectors(setup: Setup) -> Any:
-    """The jitted (params, normalization, images) -> float32 [b, n]: the last hidden layer.
-
-    For AlexNet these are the 4096 outputs of fc7 before dropout.
-    """
-    network, layer = setup.network, setup.config.model.names[-2]
-
-    def look(params: Any, normalization: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        views = augment.view(images, normalization["mean"], setup.config.data, augment.CENTRE)
-        outputs = network.bind(params).outputs(views)[layer]
-        return outputs.reshape(len(images), -1).astype(jnp.float32)
-
-    inputs = (network.specs, P(), network.spec(DATA))
-    return network.jit(network.shard_map(look, inputs, network.spec(DATA, TOWER)))
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

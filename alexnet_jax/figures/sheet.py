@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches.
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
 
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("figures need matplotlib; pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -30,8 +24,7 @@ def image_file(option: flags.FlagHolder[str | None]) -> Path | None:
     """The file of an option such as ``--out``, checked before anything is drawn.
 
     Raises:
-      UserError: its folder is missing, or its name has no ending that matplotlib knows; or
-        matplotlib is not installed.
+      UserError: its folder is missing, or its name has no ending that matplotlib knows.
     """
     file = cli.output(option)
     if file is None:

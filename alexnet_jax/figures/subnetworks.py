@@ -70,7 +70,7 @@ def draw_subnetworks(folders: Sequence[Path]) -> "Figure":
     return figure
 
 
-def sampled_log_probs(net: trained.Trained, images: np.ndarray) -> Iterator[np.ndarray]:
+def sampled_log_probs(net: trained.Net, images: np.ndarray) -> Iterator[np.ndarray]:
     """The log-probabilities of `SAMPLES` sub-networks, a new one for each image: [n, classes]."""
     network, data = net.setup.network, net.setup.config.data
 

@@ -20,7 +20,11 @@ ACTIVATIONS = {"relu": ops.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
 
 class AlexNet(nnx.Module):
-    """The network of the paper, or one of its variations, as `config.AlexNet` says."""
+    """The network of the paper, or one of its variations, as `config.AlexNet` says.
+
+    A Flax module like any other: by itself it computes both towers where its parameters are, by the
+    plain definitions of the operations. `ShardedModel` puts the towers on devices of their own.
+    """
 
     convolution: type[Conv] = Conv  # another class may watch what goes through
 
@@ -90,14 +94,20 @@ class AlexNet(nnx.Module):
     def __init__(
         self,
         c: config.AlexNet,
-        crop: int,
-        dtype: str,
+        crop: int = 224,
+        dtype: str = "float32",
+        *,
         rngs: nnx.Rngs,
         forms: Forms = NO_FORMS,
     ) -> None:
         """A network for images of crop x crop pixels that computes in `dtype`.
 
-        `forms` says how; layers that are not in it have the platform's default.
+        Args:
+          c: its layers.
+          crop: side of the images, pixels.
+          dtype: of the computation; parameters are float32.
+          rngs: the initial weights are drawn from its stream 'params'.
+          forms: how it computes; layers that are not in it have the platform's default.
 
         Raises:
           UserError: images that small leave nothing after three poolings.

@@ -73,6 +73,10 @@ class Checkpoints:
         """The step with the lowest validation top-1 error."""
         return self._manager.best_step()
 
+    def scores(self, step: int) -> dict[str, float]:
+        """The scores that the checkpoint of `step` was saved with; none if it was not scored."""
+        return dict(self._manager.metrics(step) or {})
+
     def save(
         self, step: int, state: Any, meta: dict[str, Any], scores: Mapping[str, float]
     ) -> None:

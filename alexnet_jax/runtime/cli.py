@@ -150,6 +150,17 @@ def given_config(flag: ConfigFlag) -> config.Config:
     return config.parse(required(flag, "configs/tiny.py"))
 
 
+def load_config(name: str) -> config.Config:
+    """A config by its name, 'alexnet_2012' or 'cifar10:18', or of a file.
+
+    It is frozen: `dataclasses.replace` makes another, with other values.
+
+    Raises:
+      UserError: there is none, or it cannot be loaded.
+    """
+    return config.parse(load_configs(name)[0])
+
+
 def load_configs(text: str, *, all_variants: bool = False) -> list[ConfigDict]:
     """The config of FILE or FILE:VARIANT; FILE is a path, or the name of a packaged file.
 

@@ -17,6 +17,7 @@ from alexnet_jax.runtime.files import new_file
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+DATA = "data.safetensors"
 STARTS = "starts.jsonl"
 FORMS = "forms.json"
 LOCK = "lock"
@@ -37,14 +38,14 @@ def claim(workdir: Path, c: config.Config) -> None:
     write(workdir / CONFIG, json.dumps(config.as_dict(c), indent=2) + "\n")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Writes a file of a workdir; whatever happens, it is whole, the old one or the new one.
 
     Raises:
       UserError: it cannot be written.
     """
     with _write_errors(path.parent), new_file(path) as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import markdown_table
-from alexnet_jax.training.trained import Trained
+from alexnet_jax.training.trained import Net
 
 SEVERITIES = ("1", "2", "3", "4", "5")
 BASELINE = {  # the mean top-1 error of that AlexNet over the severities, as they published it
@@ -58,7 +58,7 @@ def folders_of(root: Path) -> dict[str, Path]:
     return found
 
 
-def score(net: Trained, root: Path, check: Callable[[], None]) -> dict[str, list[float]]:
+def score(net: Net, root: Path, check: Callable[[], None]) -> dict[str, list[float]]:
     """The top-1 error of each corruption for each severity.
 
     The images are of the crop's size and seen whole, without the scaling of §2.
@@ -67,7 +67,7 @@ def score(net: Trained, root: Path, check: Callable[[], None]) -> dict[str, list
       UserError: see `folders_of`, `unprepared.labelled_folder` and `unprepared.Unprepared.read`.
     """
     setup = net.setup
-    classes, data = setup.records.manifest.classes, setup.config.data
+    classes, data = setup.data.classes, setup.config.data
     sets = {
         (name, severity): labelled_folder(folder / severity, classes, data.size, data.crop)
         for name, folder in folders_of(root).items()

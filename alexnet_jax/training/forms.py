@@ -223,7 +223,7 @@ def blocks(network: ShardedModel, c: config.Config) -> list[Block]:
     def forward(params: Any, images: jax.Array) -> jax.Array:
         return watched.bind(params)(images)
 
-    watched = ShardedModel(lambda rngs: Network(model, crop, c.dtype, rngs), network.mesh)
+    watched = ShardedModel(lambda rngs: Network(model, crop, c.dtype, rngs=rngs), network.mesh)
     rows = watched.spec(DATA)
     images = jax.ShapeDtypeStruct((c.batch, crop, crop, 3), jnp.float32)
     jax.eval_shape(watched.shard_map(forward, (watched.specs, rows), rows), watched.shapes, images)

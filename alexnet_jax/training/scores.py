@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,7 @@ class Evaluator:
             views: network.jit(network.shard_map(partial(self._view_batch, views), inputs, rows))
             for views in get_args(Views)
         }
+        self._outputs: dict[str, Any] = {}
 
     def score(
         self,
@@ -130,6 +131,35 @@ class Evaluator:
         batch = {"image": images, "label": np.zeros(len(images), np.int32)}
         placed = put_batch(self._network.mesh, batch, len(images))
         return fetch(self._look[views](params, self._mean, placed)[1])
+
+    def outputs_of(
+        self, params: Params, images: jax.Array, layer: str
+    ) -> Float[Array, " b *units"]:
+        """What `layer` gives for the centre crops of images, float32, on the devices.
+
+        Args:
+          params: of the network.
+          images: uint8 [b, size, size, 3], on the devices, as `put_batch` places them.
+          layer: its name. Of a layer in two towers, tower A's maps or neurons come first.
+        """
+        if layer not in self._outputs:
+            self._outputs[layer] = self._layer_program(layer)
+        return self._outputs[layer](params, self._mean, images)
+
+    def _layer_program(self, layer: str) -> Any:
+        network, crop = self._network, self._data.crop
+
+        def look(params: Params, mean: jax.Array, images: jax.Array) -> jax.Array:
+            view = augment.view(images, mean, self._data, augment.CENTRE)
+            return network.bind(params).outputs(view)[layer].astype(jnp.float32)
+
+        image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
+        shapes = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
+        between = [None] * (shapes[layer].ndim - 2)
+        units = network.specs[layer]["bias"][-1]  # split between the towers as their biases are
+        inputs = (network.specs, P(), network.spec(DATA))
+        outputs = network.spec(DATA, *between, units)
+        return network.jit(network.shard_map(look, inputs, outputs))
 
     def _batches(
         self, params: Params, split: Split, views: Views, what: str, check: Callable[[], None]

@@ -1,4 +1,4 @@
-"""What every job begins with: the records, and the network on its devices."""
+"""What every job begins with: the network on its devices, and for most jobs the records."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.epochs import Epochs
+from alexnet_jax.data.info import DataInfo, info_of
 from alexnet_jax.data.origin import is_open
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
@@ -27,15 +28,12 @@ from alexnet_jax.training.scores import Evaluator
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What does not change during a run: its parts, each made from its own section of the config.
+class NetSetup:
+    """What a trained network needs to score images: its parts, each made from the config.
 
     Attributes:
       config: the run's. It names the source of the records, even if that was left open.
-      records: the prepared images.
-      train: the records' split to train on.
-      order: the epochs, which may have a part of it only.
-      validation: the records' split to evaluate on.
+      data: of the records that the network is trained on.
       network: the network on the config's devices.
       normalization: on every device: 'mean' float32 [size, size, 3], the mean image; 'components'
         float32 [3, 3], see `augment.lighting_components`.
@@ -43,13 +41,27 @@ class Setup:
     """
 
     config: config.Config
+    data: DataInfo
+    network: ShardedModel
+    normalization: dict[str, jax.Array]
+    evaluator: Evaluator
+
+
+@dataclass(frozen=True)
+class Setup(NetSetup):
+    """What does not change during a run, with the records.
+
+    Attributes:
+      records: the prepared images.
+      train: the records' split to train on.
+      order: the epochs, which may have a part of it only.
+      validation: the records' split to evaluate on.
+    """
+
     records: Records
     train: Split
     order: Epochs
     validation: Split
-    network: ShardedModel
-    normalization: dict[str, jax.Array]
-    evaluator: Evaluator
 
 
 def make_network(
@@ -71,7 +83,7 @@ def make_network(
 
     def build(rngs: nnx.Rngs) -> AlexNet | CifarNet:
         if isinstance(c.model, config.AlexNet):
-            return AlexNet(c.model, c.data.crop, c.dtype, rngs, forms)
+            return AlexNet(c.model, c.data.crop, c.dtype, rngs=rngs, forms=forms)
         return CifarNet(c.model, c.data.crop, c.dtype, rngs)
 
     return ShardedModel(build, mesh)
@@ -86,24 +98,35 @@ def make_setup(c: config.Config) -> Setup:
     """
     network = make_network(c)
     records = open_records(c.data.records)
-    if is_open(c.data.source):
-        data = dataclasses.replace(c.data, source=records.manifest.source)
-        c = dataclasses.replace(c, data=data)
     _check_records(records, c.data, c.model.classes)
     distributed.require_same("the records", records.manifest.hash)
     train, validation = records.split("train"), records.split(c.data.validation)
-    mean, statistics = replicate(network, records.statistics.mean), records.statistics
+    order = _make_order(c.policy, train)
+    parts = vars(make_net_setup(c, info_of(records), network))
+    return Setup(**parts, records=records, train=train, order=order, validation=validation)
+
+
+def make_net_setup(
+    c: config.Config, data: DataInfo, network: ShardedModel | None = None
+) -> NetSetup:
+    """The network with what it needs of the images that it was trained on; without records.
+
+    Args:
+      c: the config.
+      data: of the images.
+      network: of the config; None: made here.
+
+    Raises:
+      UserError: see `make_network`.
+    """
+    network = network or make_network(c)
+    if is_open(c.data.source):
+        c = dataclasses.replace(c, data=dataclasses.replace(c.data, source=data.source))
+    mean, statistics = replicate(network, data.statistics.mean), data.statistics
     components = augment.lighting_components(statistics, c.data.lighting)
-    return Setup(
-        c,
-        records,
-        train,
-        _make_order(c.policy, train),
-        validation,
-        network,
-        {"mean": mean, "components": replicate(network, components)},
-        Evaluator(network, mean, c.data, c.evaluate.batch),
-    )
+    normalization = {"mean": mean, "components": replicate(network, components)}
+    evaluator = Evaluator(network, mean, c.data, c.evaluate.batch)
+    return NetSetup(c, data, network, normalization, evaluator)
 
 
 def _make_order(policy: config.Plateau | config.Schedule, train: Split) -> Epochs:

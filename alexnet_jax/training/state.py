@@ -14,7 +14,7 @@ from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.training.setup import Setup, make_network, replicate
+from alexnet_jax.training.setup import NetSetup, Setup, make_network, replicate
 
 
 class State(TypedDict):
@@ -79,7 +79,7 @@ def _load_layers(c: config.Config, network: ShardedModel) -> optim.Params:
 
 
 def restore_state(
-    setup: Setup, checkpoints: Checkpoints, step: int | None = None
+    setup: NetSetup, checkpoints: Checkpoints, step: int | None = None
 ) -> Restored | None:
     """The checkpoint of `step`, or the newest intact one, on this run's devices.
 
@@ -90,11 +90,12 @@ def restore_state(
       UserError: it was trained on other records; or see `Checkpoints.restore`.
     """
     restored = checkpoints.restore(state_shapes(setup.network, setup.config.optim), step)
-    ours = setup.records.manifest.hash
+    ours = setup.data.hash
     if restored is not None and restored.meta["records"] != ours:
+        where = f"those in {setup.records.path}" if isinstance(setup, Setup) else "its mean image"
         raise UserError(
-            f"{checkpoints.folder} was trained on other records than those in "
-            f"{setup.records.path} (hash {restored.meta['records']:.12}, not {ours:.12}); "
+            f"{checkpoints.folder} was trained on other records than {where} "
+            f"(hash {restored.meta['records']:.12}, not {ours:.12}); "
             f"give those that it was trained on (--config.data.records) or another --workdir"
         )
     return restored
