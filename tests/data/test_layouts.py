@@ -276,17 +276,19 @@ def test_a_tenth_of_each_class_is_held_out(tmp_path):
     assert theirs == {name.removeprefix(str(tmp_path)) for name in names["validation"]}
 
 
-def test_a_new_image_moves_no_other_to_the_training_split_or_from_it():
+def test_the_names_decide_and_not_their_order_or_number():
+    """A new image takes the place of one that is held out, or of none."""
     names = [f"cat/{i}.jpg" for i in range(40)]
-    images = files.image_files(Path("photos"), names, [0] * 40)
 
-    def held_out(count: int) -> set[str]:
-        source = hold_out(images, [0] * count, names[:count], ["cat"])
-        split = source.splits["validation"]
-        return {split.name(index) for index in range(split.count)}
+    def held_out(names: list[str]) -> set[str]:
+        images = files.image_files(Path("photos"), names, [0] * len(names))
+        split = hold_out(images, [0] * len(names), names, ["cat"]).splits["validation"]
+        return {split.name(index).removeprefix("photos/") for index in range(split.count)}
 
-    assert len(held_out(39)) == len(held_out(40)) == 4
-    assert len(held_out(39) & held_out(40)) >= 3  # the new one may take one's place
+    assert held_out(names) == {f"cat/{i}.jpg" for i in (1, 5, 27, 39)}
+    assert held_out(names[::-1]) == held_out(names)
+    for new in range(20):
+        assert len(held_out(names) - held_out([f"cat/new {new}.jpg", *names])) <= 1
 
 
 @pytest.mark.parametrize(
