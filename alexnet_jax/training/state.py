@@ -74,8 +74,8 @@ def load_layers(setup: Setup) -> optim.Params:
             f"network ({new[0]}: {list(setup.network.shapes[new[0]]['kernel'].shape)}); "
             f"give the same --config.model.width and kernels"
         )
-    of = f"{len(layers)} of {len(c.model.names)} layers"
-    say(f"weights from {source}: {of}{', ' if new else ''}{', '.join(new)}{' new' if new else ''}")
+    fresh = f", {', '.join(new)} new" if new else ""
+    say(f"weights from {source}: {len(layers)} of {len(c.model.names)} layers{fresh}")
     return layers
 
 
@@ -104,16 +104,16 @@ def _of_workdir(folder: Path, setup: Setup) -> optim.Params:
         restored = checkpoints.restore(state_shapes(source, saved.optim))
     if restored is None:
         raise UserError(f"config.init_from={folder} has no checkpoint yet; train it first")
-    names = set(c.model.names)
+    layers = {
+        layer: params
+        for layer, params in restored.state["params"].items()
+        if _shapes(source, layer) == _shapes(network, layer)
+    }
     if is_prepared(saved.data.records):  # else the number of classes must do
         theirs = read_manifest(Path(saved.data.records)).classes
-        names -= {c.model.names[-1]} if theirs != setup.records.manifest.classes else set()
-    layers = restored.state["params"]
-    return {
-        layer: layers[layer]
-        for layer in layers
-        if layer in names and _shapes(source, layer) == _shapes(network, layer)
-    }
+        if theirs != setup.records.manifest.classes:
+            layers.pop(c.model.names[-1], None)
+    return layers
 
 
 def _shapes(network: ShardedModel, layer: str) -> dict[str, tuple[int, ...]]:
