@@ -20,7 +20,7 @@ from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import cli, distributed, host
+from alexnet_jax.runtime import cli, distributed, host, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str]) -> None:
         return
     if MODE.value == "train":
         check_memory(network, c, training=True)
-        distributed.on_main_process(lambda: _prepare(c))
+        distributed.on_main_process(lambda: _prepare(c, folder))
         fit(c, folder)
         if _kind(c) != "generated":
             say(f"label a photo: python -m alexnet_jax.predict --workdir={folder} photo.jpg")
@@ -93,12 +93,24 @@ def _count_classes(data: config.Data) -> int:
     return len(open_source(data.source, data.size).classes)
 
 
-def _prepare(c: config.Config) -> None:
-    """Makes the records if they are not there and the config says of what."""
+def _prepare(c: config.Config, folder: Path) -> None:
+    """Makes the records if they are not there and the config says of what.
+
+    Raises:
+      UserError: see `prepare`; or `folder` holds a run on another source.
+    """
     data = c.data
-    if not is_open(data.source) and not is_prepared(data.records):
-        say(f"making records in {data.records}")
-        prepare(data.source, data.records, size=data.size, format=data.format)
+    if is_open(data.source) or is_prepared(data.records):
+        return
+    if (folder / workdir.CONFIG).exists():
+        before = workdir.read_config(folder).data.source
+        if before != data.source:
+            raise UserError(
+                f"{folder} was trained on {before}; --config.data.source says {data.source}; "
+                f"give another --workdir, and --config.init_from={folder} to start from its weights"
+            )
+    say(f"making records in {data.records}")
+    prepare(data.source, data.records, size=data.size, format=data.format)
 
 
 def _kind(c: config.Config) -> str:

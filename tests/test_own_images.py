@@ -98,6 +98,14 @@ def test_photos_of_another_folder_of_the_same_name_are_refused(place, capsys):
     assert not Path("runs/other").exists()
 
 
+def test_a_workdir_of_other_photos_is_refused_before_they_are_prepared(place, capsys):
+    photos(place / "else", "hat", "pants", "t-shirt")
+    said = error_of(capsys, "folder:else", "mine")
+    assert "runs/mine was trained on folder:photos; --config.data.source says folder:else" in said
+    assert "and --config.init_from=runs/mine to start from its weights" in said
+    assert not Path("records/else").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
