@@ -62,7 +62,7 @@ def _run(arguments: Sequence[str]) -> None:
         check_memory(network, c, training=True)
         distributed.on_main_process(lambda: _prepare(c, folder))
         fit(c, folder)
-        if _kind(c) != "generated":
+        if not c.data.source.startswith("generated"):
             say(f"label a photo: python -m alexnet_jax.predict --workdir={folder} photo.jpg")
     else:
         evaluate(c, folder, trained.parse_step(STEP.value), Path(ON.value) if ON.value else None)
@@ -111,10 +111,6 @@ def _prepare(c: config.Config, folder: Path) -> None:
             )
     say(f"making records in {data.records}")
     prepare(data.source, data.records, size=data.size, format=data.format)
-
-
-def _kind(c: config.Config) -> str:
-    return c.data.source.partition(":")[0]
 
 
 if __name__ == "__main__":

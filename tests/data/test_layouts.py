@@ -178,7 +178,8 @@ def test_parquet_files_that_cannot_be_read(tmp_path):
 UNREAD = {
     "TFRecords": ({"train-00000-of-01024": b""}, "TFRecords, which have no random access"),
     "TFDS' TFRecords": ({"imagenet2012-train.tfrecord-00000-of-01024": b""}, "give the images"),
-    "a set of TFDS": ({"dataset_info.json": b"{}"}, "give --source=tfds:NAME@DATA_DIR"),
+    "arrow files": ({"train/data-00000-of-00001.arrow": b""}, "write them with its to_parquet, an"),
+    "a set of TFDS": ({"features.json": b"{}"}, "give --source=tfds:NAME@DATA_DIR"),
     "webdataset": (
         {"imagenet-train-000000.tar": tar_of({"a.jpg": b"", "a.cls": b"0"})},
         "webdataset's shards are not read: unpack them, sort",
@@ -253,7 +254,7 @@ def photos(root: Path, *names: str) -> None:
 def test_a_tenth_of_each_class_is_held_out(tmp_path):
     photos(tmp_path, *(f"cat/{i}.jpg" for i in range(30)), *(f"dog/{i}.jpg" for i in range(2)))
     photos(tmp_path, "cover.jpg", ".git/config")
-    write(tmp_path, {"README.md": b"about"})
+    write(tmp_path, {"README.md": b"about", "list.parquet": b"names and sizes"})
     source = open_source(f"folder:{tmp_path}", 256)
     assert source.classes == ("cat", "dog")
     names = {

@@ -23,14 +23,19 @@ SHARDS = (
 
 
 def refuse_other_sets(root: Path) -> None:
-    """Raises UserError if `root` holds a set that another source reads, or that none does."""
-    if found := _recognised(root, _SETS):
+    """Raises UserError if `root` holds a set that another source reads, or that none does.
+
+    Beside folders of classes a file of such a set is taken for something else, as a list.
+    """
+    train = root / "train" if (root / "train").is_dir() else root
+    folders = [name for name in _names(train) if (train / name).is_dir() and name != "data"]
+    if found := _kaggle(root) or (len(folders) < 2 and _recognised(root, _SETS)):
         raise UserError(f"{root} holds {found}")
 
 
 def unknown(root: Path, expected: str) -> UserError:
     """The error for a folder that does not hold what is `expected`: it names what was found."""
-    if found := _recognised(root, _SETS + _ARCHIVES):
+    if found := _kaggle(root) or _recognised(root, _SETS + _ARCHIVES):
         return UserError(f"{root} must hold {expected}; it holds {found}")
     names = _names(root)
     if direct := [name for name in names if name.lower().endswith(IMAGES)]:
@@ -71,13 +76,12 @@ def _files(pattern: str, what: str, advice: str) -> _Format:
     return find
 
 
-def _kaggle(root: Path, _: Sequence[str]) -> str:
+def _kaggle(root: Path) -> str:
     inner = next((inner for inner in KAGGLE if (root / inner).is_dir()), "")
     return inner and f"{inner}, as Kaggle's ImageNet; give --source=ilsvrc2012:{root}"
 
 
 _SETS: tuple[_Format, ...] = (
-    _kaggle,
     _files(
         r"^ILSVRC2012_img_train\.tar$",
         "tars of ILSVRC-2012",
@@ -85,7 +89,12 @@ _SETS: tuple[_Format, ...] = (
     ),
     _files(r"\.parquet$", "parquet files", "give --source=hf:{root}"),
     _files(
-        r"^dataset_info\.json$|\.array_record",
+        r"\.arrow$",
+        "arrow files, as save_to_disk of Hugging Face's datasets writes them",
+        "write them with its to_parquet, and give --source=hf:FOLDER",
+    ),
+    _files(
+        r"^features\.json$|\.array_record",
         "a set that TFDS made",
         "give --source=tfds:NAME@DATA_DIR, if this is DATA_DIR/NAME/VERSION",
     ),
