@@ -81,7 +81,7 @@ class Data:
     """The records that `prepare` writes, and how batches are made from them (§2, §4.1)."""
 
     source: str  # what `prepare --source` got; KIND:PATH: anything, the records say what
-    records: str  # the folder that `prepare --out` writes
+    records: str  # the folder that `prepare --out` writes; "": a folder in records/, see origin.py
     size: PositiveInt  # side of the recorded images, pixels
     format: Literal["jpeg", "raw"]
     validation: str  # the split that is scored after each epoch
@@ -141,7 +141,7 @@ class AlexNet:
     """The network (§3). Kernels and neurons are counted over both towers together."""
 
     kind: Literal["alexnet"]
-    classes: int = Field(ge=2, lt=2**31)
+    classes: NonNegativeInt  # 0: as many as the records have
     towers: int = Field(ge=1, le=2)
     kernels: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=6)]  # by convolution
     neurons: tuple[PositiveInt, PositiveInt]  # fc6, fc7
@@ -161,6 +161,8 @@ class AlexNet:
     bias: Mapping[str, float]  # initial biases, by layer
 
     def __post_init__(self) -> None:
+        if self.classes == 1:
+            raise ValueError("classes must be at least 2, or 0 for as many as the records have")
         for key in ("std", "bias"):
             if set(getattr(self, key)) != set(self.layers):
                 raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
@@ -328,7 +330,7 @@ class Config:
     profile: str  # trace these steps: "START:STOP", STOP is not one of them; "": none
     deterministic: bool  # on GPUs: the same bits in every run, but slower
     batch: PositiveInt  # images in a step, over all devices
-    init_from: str  # start from the newest weights of this workdir, but a new last layer; "": none
+    init_from: str  # start with the layers that fit, of this workdir or safetensors file; "": none
     epochs: PositiveInt  # at most
     steps: NonNegativeInt  # stop after so many; 0: only epochs count
     checkpoint_every: NonNegativeInt  # steps; one more at the end of each epoch; 0: only that

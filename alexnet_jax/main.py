@@ -13,18 +13,20 @@ import jax
 from absl import flags
 
 from alexnet_jax import config
-from alexnet_jax.data.records import is_prepared
+from alexnet_jax.data.origin import is_open
+from alexnet_jax.data.records import is_prepared, open_records
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import cli, distributed, host
+from alexnet_jax.runtime import cli, distributed, host, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
 from alexnet_jax.training.memory import check_memory
-from alexnet_jax.training.setup import make_network
+from alexnet_jax.training.setup import make_network, name_records, require_records, with_classes
 
 OPTIONS = flags.FlagValues()
 CONFIG = cli.define_config(OPTIONS)
@@ -51,14 +53,17 @@ def _run(arguments: Sequence[str]) -> None:
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
     host.configure_jax(c.devices, deterministic=c.deterministic)
+    c = _complete(c)
     network = make_network(c)
     _describe(c, network)
     if folder is None:
         return
     if MODE.value == "train":
         check_memory(network, c, training=True)
-        distributed.on_main_process(lambda: _prepare(c))
+        distributed.on_main_process(lambda: _prepare(c, folder))
         fit(c, folder)
+        if not c.data.source.startswith("generated"):
+            say(f"label a photo: python -m alexnet_jax.predict --workdir={folder} photo.jpg")
     else:
         evaluate(c, folder, trained.parse_step(STEP.value), Path(ON.value) if ON.value else None)
 
@@ -72,12 +77,40 @@ def _describe(c: config.Config, network: ShardedModel) -> None:
     say(format_table(layer_table(network, c), network))
 
 
-def _prepare(c: config.Config) -> None:
-    """Makes the records if their images are generated, so nothing is needed from the user."""
+def _complete(c: config.Config) -> config.Config:
+    """The config with what it leaves open: the folder of the records, the number of classes."""
+    c = name_records(c)
+    if c.model.classes:
+        return c
+    require_records(c)
+    return with_classes(c, distributed.on_main_process(lambda: _count_classes(c.data)))
+
+
+def _count_classes(data: config.Data) -> int:
+    """Of the records, or of the source if they are not there yet."""
+    if is_prepared(data.records) or is_open(data.source):
+        return len(open_records(data.records).manifest.classes)
+    return len(open_source(data.source, data.size).classes)
+
+
+def _prepare(c: config.Config, folder: Path) -> None:
+    """Makes the records if they are not there and the config says of what.
+
+    Raises:
+      UserError: see `prepare`; or `folder` holds a run on another source.
+    """
     data = c.data
-    if data.source.split(":")[0] == "generated" and not is_prepared(data.records):
-        say(f"making images in {data.records}")
-        prepare(data.source, data.records, size=data.size, format=data.format)
+    if is_open(data.source) or is_prepared(data.records):
+        return
+    if (folder / workdir.CONFIG).exists():
+        before = workdir.read_config(folder).data.source
+        if before != data.source:
+            raise UserError(
+                f"{folder} was trained on {before}; --config.data.source says {data.source}; "
+                f"give another --workdir, and --config.init_from={folder} to start from its weights"
+            )
+    say(f"making records in {data.records}")
+    prepare(data.source, data.records, size=data.size, format=data.format)
 
 
 if __name__ == "__main__":

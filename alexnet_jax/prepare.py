@@ -21,7 +21,7 @@ from absl import flags
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.terminal import progress_bar
+from alexnet_jax.runtime.terminal import progress_bar, say
 
 LARGEST = 65_500  # pixels: the longest side that a JPEG encoder takes
 
@@ -73,6 +73,7 @@ def prepare(
         options.require_same(folder, "prepared", vars(manifest))
         return manifest
     opened = sources.open_source(source, size)
+    say(_summary(source, opened))
     _refuse_empty(source, {name: split.count for name, split in opened.splits.items()})
     layout.refuse_other_files(folder)
     with _hold(folder):
@@ -143,6 +144,12 @@ def _run(arguments: Sequence[str]) -> None:
     if manifest.skipped:
         count = len(manifest.skipped)
         print(f"Left out, as they cannot be decoded: {count}, listed in {out}/{layout.MANIFEST}")
+
+
+def _summary(source: str, opened: sources.Source) -> str:
+    counts = " and ".join(f"{split.count:,} {name}" for name, split in opened.splits.items())
+    note = f"; {opened.note}" if opened.note else ""
+    return f"{source}: {counts} images in {len(opened.classes):,} classes{note}"
 
 
 def _refuse_empty(source: str, counts: Mapping[str, int]) -> None:
@@ -248,7 +255,9 @@ def _read(
 
 
 def _bad_image(problem: str) -> UserError:
-    return UserError(f"{problem}; fix or remove it, or leave out such images with --skip-bad")
+    return UserError(
+        f"{problem}; fix or remove it, or leave out such images with prepare --skip-bad"
+    )
 
 
 if __name__ == "__main__":

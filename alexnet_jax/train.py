@@ -30,7 +30,7 @@ from alexnet_jax.training.plan import Plan
 from alexnet_jax.training.progress import Progress, next_commands
 from alexnet_jax.training.scores import IN_FLIGHT, ImageScores, RunningScores, Views
 from alexnet_jax.training.setup import Setup, make_setup, with_forms
-from alexnet_jax.training.state import State, init_state, restore_state
+from alexnet_jax.training.state import State, init_state, load_layers, restore_state
 from alexnet_jax.training.step import (
     Batch,
     DeviceHyperparams,
@@ -91,12 +91,14 @@ def fit(c: config.Config, folder: Path) -> None:
         say(changed)
     if note := records.manifest.note():
         say(f"the records in {records.path} are of an earlier version ({note})")
+    # Before the workdir is made: what does not fit leaves none behind.
+    layers = load_layers(setup) if c.init_from and not has_checkpoints(folder) else None
     with ExitStack() as stack:
         stack.enter_context(workdir.hold(folder, c))
         if forms := choose(setup.network, c, folder):
             setup = with_forms(setup, forms)
         checkpoints = stack.enter_context(Checkpoints(folder / workdir.CHECKPOINTS))
-        run = restore(setup, checkpoints)
+        run = restore(setup, checkpoints, layers)
         distributed.on_main_process(
             lambda: workdir.write(folder / workdir.DATA, info_bytes(setup.data))
         )
@@ -171,12 +173,17 @@ def train(run: Run) -> None:
 # --- before the first step ----------------------------------------------------------------------
 
 
-def restore(setup: Setup, checkpoints: Checkpoints) -> Run:
-    """The run as its newest checkpoint has it, or before its first step."""
+def has_checkpoints(folder: Path) -> bool:
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        return bool(checkpoints.steps())
+
+
+def restore(setup: Setup, checkpoints: Checkpoints, layers: optim.Params | None = None) -> Run:
+    """The run as its newest checkpoint has it, or before its first step, with `layers` in it."""
     c, found = setup.config, restore_state(setup, checkpoints)
     if found:
         say(f"resuming from the checkpoint of step {found.step}")
-    step, state, meta = found or Restored(0, init_state(setup), {})
+    step, state, meta = found or Restored(0, init_state(setup, layers), {})
     sums = meta.get("running", meta.get("tally", {}))  # version 0.1 wrote 'tally'
     return Run(
         setup,

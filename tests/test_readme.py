@@ -31,7 +31,7 @@ TINY = COMMANDS[0]
 FEW_STEPS = "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1"
 SMALLER = {
     "--workdir=runs/alexnet_2012": f"--workdir=runs/alexnet_2012 {FEW_STEPS}",
-    "--config.model.classes=10": f"--config.model.classes=2 {FEW_STEPS}",
+    "folder:photos --workdir=runs/mine": f"folder:photos --workdir=runs/mine {FEW_STEPS}",
     "--config.data.records=RECORDS --config.model.classes=CLASSES": FEW_STEPS,
     "--config=configs/alexnet.py --batch=16,32,128 --devices=1,2 --peer": (
         "--config=configs/tiny.py --batch=4 --devices=1,2 --repeats=1"
@@ -60,9 +60,10 @@ def folder(tmp_path_factory):
     validation = tar_of({f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(rng) for i in (1, 2)})
     (downloads / "ILSVRC2012_img_val.tar").write_bytes(validation)
 
-    for place in ("train/hat", "train/shoe", "val/hat", "val/shoe"):
-        (folder / "photos" / place).mkdir(parents=True)
-        (folder / "photos" / place / "1.jpg").write_bytes(jpeg(rng))
+    for name in ("hat", "shoe"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            (folder / "photos" / name / f"{number}.jpg").write_bytes(jpeg(rng))
     (folder / "photo.jpg").write_bytes(jpeg(rng))
     return folder
 

@@ -131,7 +131,7 @@ class PrepareOptions:
             if values[key] != value:
                 raise UserError(
                     f"{folder} was {state} with --{key}={values[key]}, not {value}; "
-                    f"delete it or choose another --out"
+                    f"delete it or choose another folder"
                 )
 
 
@@ -153,7 +153,7 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
         options.require_same(folder, "begun", begun)
         if begun != values:
             raise UserError(
-                f"{folder} was begun with other images; delete it or choose another --out"
+                f"{folder} was begun with other images; delete it or choose another folder"
             )
         return
     refuse_other_files(folder)
@@ -165,7 +165,7 @@ def refuse_other_files(folder: Path) -> None:
     """Raises UserError if `folder` holds something else than records, finished or begun."""
     ours = any((folder / name).exists() for name in (BEGUN, MANIFEST))
     if not ours and folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK}:
-        raise UserError(f"{folder} is not empty and holds no records; choose another --out")
+        raise UserError(f"{folder} is not empty and holds no records; choose another folder")
 
 
 def read_begun(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whether records were made of the images that a config names."""
 
 import os
+import re
 
 from alexnet_jax.data.layout import Manifest
 from alexnet_jax.data.records import Records
@@ -14,6 +15,19 @@ def is_open(source: str) -> bool:
     The packaged configs do, so that one of them can be trained on any records.
     """
     return source.endswith(":PATH")
+
+
+def records_folder(source: str) -> str:
+    """Where a source's records go if the config names no folder: records/photos for folder:photos.
+
+    Sources of one name share it; records of another source are refused, see `check_origin`.
+    """
+    kind, _, rest = source.partition(":")
+    name = os.path.basename(os.path.abspath(rest))
+    if kind in ("generated", "tfds"):
+        name = source if kind == "generated" else rest.partition("@")[0]
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-")
+    return f"records/{plain or kind}"
 
 
 def check_origin(records: Records, source: str) -> str:

@@ -121,7 +121,7 @@ class Records:
         if name not in self.manifest.splits:
             raise UserError(
                 f"{self.path} has no split {name!r}, only {', '.join(self.manifest.splits)}; "
-                f"prepare a source that has one"
+                f"score one of these (--config.data.validation), or prepare a source that has it"
             )
         return Split(self.path, self.manifest, name)
 

@@ -5,6 +5,7 @@ torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatt
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -66,18 +67,56 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
         )
     params: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
     for tensor, (layer, name, axes) in wanted.items():
-        array, ours = tensors[tensor], np.empty(network.shapes[layer][name].shape, np.float32)
-        # Where each number of the tensor lies in our parameter: its own number, written the same.
-        numbers = np.arange(ours.size, dtype=np.int32).reshape(ours.shape)
-        places = _write(numbers, layer, axes, layout)
+        array, shape = tensors[tensor], network.shapes[layer][name].shape
+        places = _places(shape, layer, axes, layout)
         if array.shape != places.shape:
             raise UserError(
                 f"tensor {tensor!r} is {list(array.shape)}, the config's network has "
                 f"{list(places.shape)} (--layout={layout})"
             )
-        np.put(ours, places, array)
-        params[layer][name] = ours
+        params[layer][name] = _read(array, places, shape)
     return params
+
+
+def layers_that_fit(
+    tensors: Mapping[str, np.ndarray], network: ShardedModel
+) -> dict[str, dict[str, np.ndarray]]:
+    """The layers of which all tensors are there with the network's shapes, as float32.
+
+    The names of the tensors say in which layout they are. Other tensors are left out.
+
+    Raises:
+      UserError: the names are those of no layout, or the layout has no place for such a network.
+    """
+    kernels = {name: layout for layout, one in LAYOUTS.items() for name in _kernels(network, one)}
+    layout = next((kernels[name] for name in tensors if name in kernels), None)
+    if layout is None:
+        raise UserError(
+            "it has no tensors like conv1.kernel (classic), conv1.weight (torch) or conv1.0 (caffe)"
+        )
+    found: dict[str, dict[str, np.ndarray]] = {layer: {} for layer in network.shapes}
+    for tensor, (layer, name, axes) in _tensors(network, layout).items():
+        shape = network.shapes[layer][name].shape
+        places = _places(shape, layer, axes, layout)
+        if tensor in tensors and tensors[tensor].shape == places.shape:
+            found[layer][name] = _read(tensors[tensor], places, shape)
+    return {layer: of for layer, of in found.items() if of.keys() == network.shapes[layer].keys()}
+
+
+def _kernels(network: ShardedModel, layout: _Layout) -> list[str]:
+    return [f"{layer}.{layout.kernel}" for layer in network.shapes]
+
+
+def _places(shape: tuple[int, ...], layer: str, axes: Axes, layout: Layout) -> np.ndarray:
+    """Where each number of a tensor lies in our parameter: its own number, written the same."""
+    numbers = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    return _write(numbers, layer, axes, layout)
+
+
+def _read(tensor: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    ours = np.empty(shape, np.float32)
+    np.put(ours, places, tensor)
+    return ours
 
 
 def _tensors(network: ShardedModel, layout: Layout) -> dict[str, tuple[str, str, Axes]]:

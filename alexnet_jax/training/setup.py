@@ -15,7 +15,7 @@ from alexnet_jax import config
 from alexnet_jax.data import augment
 from alexnet_jax.data.epochs import Epochs
 from alexnet_jax.data.info import DataInfo, info_of
-from alexnet_jax.data.origin import is_open
+from alexnet_jax.data.origin import is_open, records_folder
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
@@ -75,8 +75,14 @@ def make_network(
       forms: how layers are computed, see `forms.choose`; CIFAR nets have no forms.
 
     Raises:
-      UserError: there are not enough devices, or the towers or the batches cannot share them.
+      UserError: there are not enough devices, or the towers or the batches cannot share them; or
+        the config leaves the number of classes open.
     """
+    if not c.model.classes:
+        raise UserError(
+            "config.model.classes=0 takes the number from the images; give "
+            "--config.data.source=folder:photos, or the number: --config.model.classes=10"
+        )
     mesh = make_mesh(c.devices, c.model.towers if c.towers_apart else 1, devices)
     check_batch(mesh, c.batch, "config.batch")
     check_batch(mesh, c.evaluate.batch, "config.evaluate.batch")
@@ -89,6 +95,36 @@ def make_network(
     return ShardedModel(build, mesh)
 
 
+def name_records(c: config.Config) -> config.Config:
+    """The config with the folder of its records, if it only names their source."""
+    if c.data.records or is_open(c.data.source):
+        return c
+    data = dataclasses.replace(c.data, records=records_folder(c.data.source))
+    return dataclasses.replace(c, data=data)
+
+
+def require_records(c: config.Config) -> None:
+    """Raises UserError if the config names neither records nor their source."""
+    if not c.data.records:
+        raise UserError(
+            "config.data.source is missing: say where the images are, as "
+            "--config.data.source=folder:photos"
+        )
+
+
+def with_classes(c: config.Config, count: int) -> config.Config:
+    """The config with the number of classes of its images, if it leaves that open.
+
+    Raises:
+      UserError: there are not two.
+    """
+    if c.model.classes:
+        return c
+    if count < 2:
+        raise UserError(f"{c.data.source} has one class; a network needs two or more to tell apart")
+    return dataclasses.replace(c, model=dataclasses.replace(c.model, classes=count))
+
+
 def make_setup(c: config.Config) -> Setup:
     """Opens the records and makes the network.
 
@@ -96,8 +132,11 @@ def make_setup(c: config.Config) -> Setup:
       UserError: see `make_network`; or the records are missing, damaged, not those of the config,
         or not the same in all processes.
     """
-    network = make_network(c)
+    c = name_records(c)
+    require_records(c)
     records = open_records(c.data.records)
+    c = with_classes(c, len(records.manifest.classes))
+    network = make_network(c)
     _check_records(records, c.data, c.model.classes)
     distributed.require_same("the records", records.manifest.hash)
     train, validation = records.split("train"), records.split(c.data.validation)

@@ -99,7 +99,7 @@ def test_a_source_that_has_changed_since_is_told(photos):
     assert "has changed since" in said
     assert "7 train, 6 validation images, the records 6 train, 6 validation" in said
     shutil.rmtree(root(photos) / "train")
-    assert "has no folder train" in check_origin(photos, photos.manifest.source)
+    assert "has no folder train beside validation" in check_origin(photos, photos.manifest.source)
 
 
 @pytest.mark.parametrize(

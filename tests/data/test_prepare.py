@@ -207,7 +207,7 @@ def test_other_options(tmp_path):
     options = {"source": "generated:20", "out": tmp_path / "out", "size": 16, "format": "raw"}
     prepare(**options)
     for changes, message in (
-        ({"size": 20}, "prepared with --size=16, not 20; delete it or choose another --out"),
+        ({"size": 20}, "prepared with --size=16, not 20; delete it or choose another folder"),
         ({"format": "jpeg"}, "prepared with --format=raw, not jpeg"),
         ({"source": "generated"}, "prepared with --source=generated:20, not generated"),
     ):
@@ -287,19 +287,21 @@ def test_no_images(image_folder, tmp_path, split):
     root = image_folder()
     for path in (root / split).glob("*/*"):
         path.unlink()
-    with pytest.raises(UserError, match=f"has no images in its split '{split}'"):
+    said = {"train": "train/cat has no images", "validation": "has no images in its split 'val"}
+    with pytest.raises(UserError, match=said[split]):
         prepare(f"folder:{root}", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (root / split / "cat" / "1.jpg").write_bytes(b"broken")
+    for name in ("cat", "dog"):
+        (root / split / name / "1.jpg").write_bytes(b"broken")
     with pytest.raises(UserError, match=f"has no images in its split '{split}'"):
         prepare(f"folder:{root}", tmp_path / "out", skip_bad=True)
 
 
 def test_without_validation(image_folder, tmp_path, capsys):
     root = image_folder()
-    shutil.rmtree(root / "validation")
+    (root / "validation").rename(root / "test")
     main([f"--source=folder:{root}", f"--out={tmp_path}/out", "--size=16"])
-    assert "no validation split" in capsys.readouterr().out
+    assert "no validation split (only train, test)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -345,8 +347,9 @@ def test_photos(tmp_path):
     """From JPEG files to records; each image as Pillow sees it."""
     paths = sorted(PHOTOS.glob("*.jpg"))
     for path in paths:
-        (tmp_path / "photos" / "train" / path.stem).mkdir(parents=True)
-        shutil.copy(path, tmp_path / "photos" / "train" / path.stem)
+        for split in ("train", "val"):
+            (tmp_path / "photos" / split / path.stem).mkdir(parents=True)
+            shutil.copy(path, tmp_path / "photos" / split / path.stem)
     prepare(f"folder:{tmp_path}/photos", tmp_path / "out", size=224, format="raw")
     assert_as_pillow_sees_them(tmp_path / "out", {path: path.stem for path in paths})
 

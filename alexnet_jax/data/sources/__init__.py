@@ -1,26 +1,33 @@
-"""Sources of images: folders, ILSVRC-2012's tars, TFDS, CIFAR-10, or images that are generated."""
+"""Sources of images: folders, tars, parquet files, TFDS, CIFAR-10, or images that are generated."""
 
-from alexnet_jax.data.sources import cifar10, classes, files, generated, ilsvrc2012, tfds
+from alexnet_jax.data.sources import cifar10, classes, files, generated, hf, ilsvrc2012, tfds
 from alexnet_jax.data.sources.source import Example, Source, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
 __all__ = ["KINDS", "Example", "Source", "SourceSplit", "open_source"]
 
-KINDS = "folder:PATH, ilsvrc2012:PATH, classes:PATH@N, tfds:NAME, cifar10:PATH or generated"
+KINDS = (
+    "folder:PATH, ilsvrc2012:PATH, classes:PATH@N, hf:PATH, tfds:NAME, cifar10:PATH or generated"
+)
 
 
 def open_source(spec: str, size: int) -> Source:
     """The source that ``--source`` names.
 
     folder:PATH: PATH/SPLIT/CLASS/IMAGE. SPLIT is train, val, valid, validation or test; the
-    classes are train's folders, sorted.
+    classes are train's folders, sorted. Or PATH/CLASS/IMAGE. If there is no other split than train,
+    a tenth of each class' images is held out for validation.
 
     ilsvrc2012:PATH: PATH holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which are read
-    without unpacking; or train/WNID/*.JPEG and val/*.JPEG or val/WNID/*.JPEG; or WNID/*.JPEG, which
+    without unpacking; or train/ with WNID/*.JPEG or WNID.tar, and val/ or validation/ with *.JPEG
+    or WNID/*.JPEG; or Kaggle's ILSVRC/Data/CLS-LOC with these; or WNID/*.JPEG or WNID.tar, which
     are training images only. The labels always number all 1000 classes, sorted by WNID.
 
     classes:PATH@N: PATH/CLASS/IMAGE or PATH/CLASS.tar, as ImageNet's releases of all classes come.
     The last of each N images of a class, by name, is for validation: with N = 2 half of them (§6).
+
+    hf:PATH: parquet files of a set of Hugging Face, in PATH or in folders in it, such as
+    PATH/data/train-00000-of-00294.parquet. Needs pyarrow.
 
     tfds:NAME or tfds:NAME@DATA_DIR: an image classification set of TensorFlow Datasets. It is
     searched in DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets), and made there if it is
@@ -45,6 +52,7 @@ def open_source(spec: str, size: int) -> Source:
         "folder": files.open_folder,
         "ilsvrc2012": ilsvrc2012.open_ilsvrc2012,
         "classes": classes.open_classes,
+        "hf": hf.open_hf,
         "tfds": tfds.open_tfds,
         "cifar10": cifar10.open_cifar10,
     }

@@ -1,40 +1,65 @@
 """ILSVRC-2012, from its tars, which are read without unpacking, or from folders."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from alexnet_jax.data.sources import files
-from alexnet_jax.data.sources.source import Source, SourceSplit
+from alexnet_jax.data.sources.classes import folders_and_tars, images_of
+from alexnet_jax.data.sources.source import Source, SourceSplit, joined
 from alexnet_jax.data.sources.tars import Member, images_in, tar_files
+from alexnet_jax.data.sources.unknown import KAGGLE, unknown
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_WNID = re.compile(r"n\d{8}")
 _UNKNOWN = "is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
 
 
 def open_ilsvrc2012(path: str) -> Source:
     """The source of ``ilsvrc2012:PATH``."""
-    root = files.existing_folder(path, "ilsvrc2012")
+    given = files.existing_folder(path, "ilsvrc2012")
+    inner = next((inner for inner in KAGGLE if (given / inner).is_dir()), "")
+    root, note = given / inner, inner and f"{given} has Kaggle's layout: the images are in {inner}"
     labels = {wnid: label for label, wnid in enumerate(_tfds_lines("labels.txt"))}
-    splits: dict[str, SourceSplit] = {}
+    splits = _training(root, labels) | _validation(root, labels)
+    if "train" not in splits:
+        raise unknown(given, f"{TRAIN_TAR} and {VALIDATION_TAR}, or train/WNID/*.JPEG and val/")
+    return Source(tuple(labels), splits, note)
+
+
+def _training(root: Path, labels: Mapping[str, int]) -> dict[str, SourceSplit]:
+    """The training split: in its tar, in train/, or in folders or tars of classes in `root`."""
     if (root / TRAIN_TAR).is_file():
-        splits["train"] = _train_tar(root / TRAIN_TAR, labels)
-    elif (root / "train").is_dir():
-        splits["train"] = files.class_folders(root / "train", tuple(labels), _UNKNOWN)
-    elif any(folder.name in labels for folder in files.subfolders(root)):
-        return Source(tuple(labels), {"train": files.class_folders(root, tuple(labels), _UNKNOWN)})
+        return {"train": _train_tar(root / TRAIN_TAR, labels)}
+    folder = root / "train" if (root / "train").is_dir() else root
+    found = folders_and_tars(folder)
+    if folder == root:  # which may hold much else
+        found = {name: path for name, path in found.items() if _WNID.fullmatch(name)}
+    elif not any(path.is_dir() or _WNID.fullmatch(name) for name, path in found.items()):
+        raise unknown(folder, "WNID/*.JPEG or WNID.tar")
+    if not found:
+        return {}
+    if all(path.is_dir() for path in found.values()):
+        paths = files.class_paths(folder, tuple(labels), _UNKNOWN, sorted(found.values()))
+        return {"train": files.image_files(folder, *paths)}
+    parts = []
+    with progress_bar(len(found), f"index of {folder}", "classes", leave=False) as bar:
+        for name in sorted(found):
+            if name not in labels:
+                raise UserError(f"{found[name]} {_UNKNOWN}")
+            parts.append(images_of(found[name], labels[name]))
+            bar.update()
+    return {"train": joined(parts)}
+
+
+def _validation(root: Path, labels: Mapping[str, int]) -> dict[str, SourceSplit]:
     if (root / VALIDATION_TAR).is_file():
-        splits["validation"] = _validation_tar(root / VALIDATION_TAR, labels)
-    elif (root / "val").is_dir():
-        splits["validation"] = _validation_folder(root / "val", labels)
-    if not splits:
-        raise UserError(
-            f"{root} holds neither {TRAIN_TAR} nor train/WNID/*.JPEG; "
-            f"download ILSVRC-2012 from https://image-net.org and give the folder of its tars"
-        )
-    return Source(tuple(labels), splits)
+        return {"validation": _validation_tar(root / VALIDATION_TAR, labels)}
+    folder = files.split_folders(root).get("validation")
+    return {"validation": _validation_folder(folder, labels)} if folder else {}
 
 
 def _tfds_lines(name: str) -> list[str]:

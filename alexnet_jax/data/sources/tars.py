@@ -8,6 +8,8 @@ from typing import BinaryIO, NamedTuple
 from alexnet_jax.data.sources.source import Example, SourceSplit
 from alexnet_jax.runtime.errors import UserError
 
+GZIP = b"\x1f\x8b"
+
 
 class Member(NamedTuple):
     """One image in a tar: its name, its first byte, its bytes."""
@@ -32,6 +34,13 @@ def images_in(tar: Path, members: Sequence[Member]) -> SourceSplit:
 
 def tar_files(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The files in the tar that begins at the current position of `file`, the open `path`."""
+    start = file.tell()
+    if file.read(2) == GZIP:
+        raise UserError(
+            f"{path} is compressed, so no image can be found in it without reading all before; "
+            f"decompress it once: mv {path} {path}.gz && gunzip {path}.gz"
+        )
+    file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             yield from (member for member in tar if member.isfile())

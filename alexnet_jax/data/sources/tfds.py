@@ -13,6 +13,11 @@ def open_tfds(spec: str) -> Source:
 
     name, _, data_dir = spec.partition("@")
     where = f"--source=tfds:{name}"
+    if name.startswith("huggingface:"):
+        raise UserError(
+            f"{where}: sets of Hugging Face are read from their parquet files; download those of "
+            f"{name.removeprefix('huggingface:') or 'the set'} and give --source=hf:FOLDER"
+        )
     try:
         return _open(name, data_dir or None, where)
     except DatasetNotFoundError as error:
