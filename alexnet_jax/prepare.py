@@ -21,6 +21,7 @@ from absl import flags
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import make_folder
 from alexnet_jax.runtime.terminal import progress_bar
 
 LARGEST = 65_500  # pixels: the longest side that a JPEG encoder takes
@@ -105,7 +106,7 @@ def _hold(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / layout.LOCK).open("a+") as file:
         workdir.lock(file, folder, "--out")
         yield

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.checksum import array_checksums, json_checksum
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import sync
 from alexnet_jax.runtime.terminal import say
 
 ERROR = "val/top1_error"  # the best checkpoint has the lowest
@@ -56,6 +57,7 @@ class Checkpoints:
             step_format_fixed_length=8,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            temporary_path_class=_Unfinished,
         )
         # Orbax cannot open a folder with damaged scores in it.
         bad = distributed.on_main_process(lambda: _with_bad_scores(self.folder, read_only))
@@ -209,6 +211,26 @@ class _Manager(ocp.CheckpointManager):
 
     def reached_preemption(self, step: int) -> bool:
         return False
+
+
+class _Unfinished(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder of a checkpoint until all is written. Orbax renames it then, but syncs nothing.
+
+    What is safe when `finalize` returns has the earlier checkpoints deleted.
+    """
+
+    async def finalize(self) -> None:
+        _sync_all(Path(self.get()))
+        await super().finalize()
+        final = Path(self.get_final())
+        for folder in (final, final.parent, final.parent.parent):
+            sync(folder)
+
+
+def _sync_all(folder: Path) -> None:
+    """Syncs a folder and all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def _read_arrays(folder: Path, state: Any) -> Any:

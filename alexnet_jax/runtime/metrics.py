@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import write_text
 
 FILE = "metrics.jsonl"
 
@@ -33,9 +34,7 @@ class MetricsLog:
         self.path = workdir / FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         with self._write_errors():
-            written = self.path.with_suffix(".tmp")
-            written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(written, self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self.path.open("a")
             self._events = EventsWriter(str(workdir / "events"))
             # Tells TensorBoard to drop what an interrupted run wrote after this step.
