@@ -64,6 +64,7 @@ def prepare(
       UserError: the source is not there, an image cannot be decoded, a label is outside the
         classes, or `out` holds something else or is being written by another process. Finished
         shards stay, so the same call resumes.
+      OSError: a file cannot be read or written; the same holds.
     """
     folder, options = Path(out), layout.PrepareOptions(source, size, format)
     if size < 1 or threads < 0:
@@ -81,18 +82,10 @@ def prepare(
             (folder / layout.LOCK).unlink(missing_ok=True)
             return prepare(source, out, size=size, format=format)
         layout.begin(folder, options, _fingerprint(opened))
-        try:
-            made = {
-                name: _write_split(
-                    folder, name, opened, options, skip_bad=skip_bad, threads=threads
-                )
-                for name in opened.splits
-            }
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or folder}: {error.strerror or error}; fix this; "
-                f"the same command then resumes"
-            ) from error
+        made = {
+            name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
+            for name in opened.splits
+        }
         _refuse_empty(source, {n: sum(shard.file.count for shard in of) for n, of in made.items()})
         return shards.finish(folder, options, opened.classes, made)
 

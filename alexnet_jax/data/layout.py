@@ -27,7 +27,7 @@ from jaxtyping import Float32, Float64, Int32
 from pydantic import TypeAdapter
 
 from alexnet_jax.runtime.checksum import json_checksum
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, system_reason
 from alexnet_jax.runtime.files import make_folder, unfinished, write_text
 
 Format = Literal["jpeg", "raw"]
@@ -228,6 +228,10 @@ def refuse_damage(path: Path) -> Iterator[None]:
     except (UserError, PermissionError):
         raise
     except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
+        if words := system_reason(error):
+            raise UserError(
+                f"{path} cannot be read: {words}; fix this, and run the same command again"
+            ) from error
         reason = first_line(error) or type(error).__name__
         raise UserError(
             f"{path} is damaged ({reason}); delete {path.parent} and prepare it again"

@@ -21,15 +21,22 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
       OSError: it cannot be written; names it.
     """
     temporary = unfinished(path)
-    try:
+    with named(path):
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Adds the file to an OSError inside: if a read, a write or an fsync failed, it has no name."""
+    try:
+        yield
     except OSError as error:
-        error.filename = error.filename or str(path)  # that of a failed write has none
+        error.filename = error.filename or str(path)
         raise
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import write_text
+from alexnet_jax.runtime.files import named, write_text
 
 FILE = "metrics.jsonl"
 
@@ -85,7 +85,8 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       UserError: another line is no JSON object with a step.
     """
     path = workdir / FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    with named(path):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.endswith("\n")]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import make_folder, write_text
+from alexnet_jax.runtime.files import make_folder, named, write_text
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -97,10 +97,11 @@ def lock(file: TextIO, folder: Path, option: str) -> str:
             f"{folder} is in use by {file.read().strip() or 'another process'}; "
             f"wait for its end, or give another {option}"
         ) from None
-    file.truncate(0)
-    file.write(f"{holder}\n")
-    file.flush()
-    os.fsync(file.fileno())  # for processes that see it over a network
+    with named(Path(file.name)):
+        file.truncate(0)
+        file.write(f"{holder}\n")
+        file.flush()
+        os.fsync(file.fileno())  # for processes that see it over a network
     return holder
 
 
@@ -152,7 +153,8 @@ def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, s
 
 
 def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    with named(path):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 
 
@@ -185,8 +187,9 @@ def _read(workdir: Path) -> dict[str, object]:
     if not path.exists():
         raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it; train first")
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        with named(path):
+            values = json.loads(path.read_text())
+    except ValueError as error:
         raise UserError(
             f"{path} cannot be read ({error}); restore it or remove the workdir"
         ) from None
