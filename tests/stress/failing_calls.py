@@ -110,13 +110,10 @@ def jobs(images: Path, base: Path) -> Iterator[Job]:
     yield Job("train", base / "prepared", train, end)
     yield Job("train from a checkpoint", base / "begun", train, end)
     run = f"{folder}/runs/one"
-    # Both commands would set up one device, but this process has two.
     yield Job(
         "evaluate",
         base / "trained",
-        lambda _: evaluate.main(
-            [f"--workdirs={run}", "--views=1", "--devices=2", f"--json={folder}/scores"]
-        ),
+        lambda _: evaluate.main([f"--workdirs={run}", "--views=1", f"--json={folder}/scores"]),
         lambda at, output: [scores(at, output), json.loads((at / "scores").read_text())],
     )
     shown = [str(images / "val" / "class0" / f"{number}.png") for number in (0, 2)]
@@ -192,7 +189,7 @@ def try_fault(library: Any, job: Job, folder: Path, fault: Fault, expected: Any)
     number = getattr(errno, fault.error)
     library.fault_arm(str(folder).encode(), fault.call.encode(), fault.number, number)
     first = start(job.run, folder)
-    failed = library.fault_failed().decode().replace(str(folder), "")
+    failed = library.fault_failed().decode().replace(str(folder), "DISK")
     library.fault_arm(b"", b"none", 0, 0)
     if first.status:
         settle(folder)
@@ -211,7 +208,7 @@ def try_fault(library: Any, job: Job, folder: Path, fault: Fault, expected: Any)
         wrong = "another end when it has gone on"
     if wrong:
         return f"WRONG: {failed}: {wrong}"
-    told = first.errors.partition("error: ")[2].strip().replace(str(folder), "")
+    told = first.errors.partition("error: ")[2].strip().replace(str(folder), "DISK")
     return f"one line: {failed}: {told}" if told else f"went on{fallen_back}: {failed}"
 
 
@@ -241,6 +238,7 @@ def main() -> int:
         images, base, folder = (Path(name) / part for part in ("images", "base", "disk"))
         jax.config.update("jax_compilation_cache_dir", str(Path(name) / "cache"))
         host.configure_jax(2)
+        host.configure_jax = lambda *_, **__: None  # once: the commands share this process
         power_cut.draw_images(images)
         start(lambda _: make_bases(images, base), folder)
         for job in jobs(images, base):
