@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import files
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import system_reason
@@ -160,6 +161,57 @@ def test_a_real_trace_gives_the_real_files(tmp_path):
 
 
 # --- what the program does ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The files and folders that Python synced, and those that it renamed, in their order."""
+    seen, fsync, replace = list[str](), os.fsync, os.replace
+
+    def watched_fsync(number):
+        fsync(number)
+        seen.append(f"sync {os.readlink(f'/proc/self/fd/{number}')}")
+
+    def watched_rename(old, new, **_):
+        replace(old, new)
+        seen.append(f"name {os.fspath(new)}")
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_rename)
+    monkeypatch.setattr(os, "rename", watched_rename)
+    return seen
+
+
+def test_a_new_file_is_synced_then_named_then_its_folder_is_synced(tmp_path, calls):
+    files.make_folder(tmp_path / "a" / "b")
+    assert set(calls) == {f"sync {tmp_path}", f"sync {tmp_path}/a"}
+    calls.clear()
+    files.write_text(tmp_path / "a" / "b" / "c", "text")
+    folder = tmp_path / "a" / "b"
+    assert calls == [f"sync {folder}/.c.tmp", f"name {folder}/c", f"sync {folder}"]
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_records_are_synced_before_they_have_their_names(tmp_path, calls, kind):
+    prepare("generated:16", tmp_path / "out", size=8, format=kind)
+    for path in (tmp_path / "out").iterdir():
+        named = calls.index(f"name {path}")
+        assert f"sync {files.unfinished(path)}" in calls[:named]
+        assert f"sync {tmp_path}/out" in calls[named:]
+
+
+def test_a_checkpoint_is_synced_before_it_has_its_name(tmp_path, calls):
+    import jax.numpy as jnp
+
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, {"w": jnp.ones(3)}, {}, {})
+    final = tmp_path / "checkpoints" / "00000007"
+    named = calls.index(f"name {final}")
+    before = {call.replace(".orbax-checkpoint-tmp", "") for call in calls[:named]}
+    # This one is written when all else is synced; nothing reads it.
+    wanted = {path for path in (final, *final.rglob("*")) if path.name != "commit_success.txt"}
+    assert {f"sync {path}" for path in wanted} <= before
+    assert {f"sync {path}" for path in (final.parent, tmp_path)} <= set(calls[named:])
 
 
 def test_a_write_that_fails_names_the_file_and_keeps_the_old_one(tmp_path):
