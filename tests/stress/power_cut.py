@@ -144,21 +144,24 @@ def cuts(trace: Path, folder: Path, points: int, rng: random.Random) -> list[Cut
         newest[file] = call.name
 
     disk.replay(_lines(trace), disk.Disk(str(folder)), look)
-    chosen = {worth[int((i + rng.random()) * len(worth) / points)]: i for i in range(points)}
+    chosen = {worth[int((i + rng.random()) * len(worth) / points)] for i in range(points)}
     found, seen, on = list[Cut](), set[str](), disk.Disk(str(folder))
-    renamed = [0]  # the steps of complete checkpoints
+    renamed, due = [0], set[int]()  # the steps of complete checkpoints; points that are to come
 
     def cut(point: int, call: disk.Call) -> None:
         if call.name == "rename" and (step := re.search(r'/(\d{8})"$', call.text)):
             renamed.append(int(step[1]))
-        for turn in range(len(disk.WAYS)) if point in chosen else ():
-            way = disk.WAYS[(chosen[point] + turn) % len(disk.WAYS)]
+        if point in chosen:
+            due.add(point)
+        for turn in range(len(disk.WAYS)) if due else ():
+            way = disk.WAYS[(len(found) + turn) % len(disk.WAYS)]
             files = on.left(way, seed=point)
             known = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
             if known not in seen:
                 seen.add(known)
                 text = call.text.partition(', "' if "write" in call.name else "\n")[0]
                 last = f"{call.name}({text.replace(str(folder), '')})"
+                due.pop()  # else the next call stands for it
                 found.append(Cut(point, phase(on), last, way, files, ([0, *sorted(renamed)])[-2]))
                 return
 
@@ -198,6 +201,8 @@ def try_cut(cut: Cut, images: Path, folder: Path, hashes: list[str], end: str) -
         if end_of(folder) != end:
             return "another end"
         starts = (folder / "runs" / "one" / workdir.STARTS).read_text().splitlines()
+        if len(starts) == cut.files.get(f"runs/one/{workdir.STARTS}", b"").count(b"\n"):
+            return ""  # it was trained already
         step = json.loads(starts[-1])["step"]
         return f"resumed from step {step}, not {cut.step}" if step < cut.step else ""
     except (SystemExit, Exception) as error:
