@@ -24,6 +24,7 @@ from alexnet_jax.data.records import Split, is_prepared, open_records
 from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.signals import Stop
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import corruptions, trained
@@ -225,7 +226,7 @@ def _run(arguments: Sequence[str]) -> None:
     if file:
         values = {"workdirs": [str(one) for one in folders], "steps": [net.step for net in nets]}
         values |= {"views": views, "weights": WEIGHTS.value} | scores._asdict()
-        file.write_text(json.dumps(values, indent=2) + "\n")
+        write_text(file, json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

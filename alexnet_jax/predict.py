@@ -26,6 +26,7 @@ from alexnet_jax.figures.figure4 import Guess, best_guesses, draw_guesses
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.terminal import complain, progress_bar
 from alexnet_jax.submission import class_ids, write_submission
 from alexnet_jax.training import trained
@@ -135,7 +136,7 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"{name}: " + ", ".join(f"{label} {prob:.1%}" for label, prob in best))
     if file:
         values = [_as_json(net, name, guess) for name, guess in found]
-        file.write_text(json.dumps(values, indent=2) + "\n")
+        write_text(file, json.dumps(values, indent=2) + "\n")
     if out and found:
         draw_guesses([guess for _, guess in found]).savefig(out, dpi=150)
     for line in unread:

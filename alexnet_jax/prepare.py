@@ -21,6 +21,7 @@ from absl import flags
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import make_folder
 from alexnet_jax.runtime.terminal import progress_bar, say
 
 LARGEST = 65_500  # pixels: the longest side that a JPEG encoder takes
@@ -63,6 +64,7 @@ def prepare(
       UserError: the source is not there, an image cannot be decoded, a label is outside the
         classes, or `out` holds something else or is being written by another process. Finished
         shards stay, so the same call resumes.
+      OSError: a file cannot be read or written; the same holds.
     """
     folder, options = Path(out), layout.PrepareOptions(source, size, format)
     if size < 1 or threads < 0:
@@ -81,18 +83,10 @@ def prepare(
             (folder / layout.LOCK).unlink(missing_ok=True)
             return prepare(source, out, size=size, format=format)
         layout.begin(folder, options, _fingerprint(opened))
-        try:
-            made = {
-                name: _write_split(
-                    folder, name, opened, options, skip_bad=skip_bad, threads=threads
-                )
-                for name in opened.splits
-            }
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or folder}: {error.strerror or error}; fix this; "
-                f"the same command then resumes"
-            ) from error
+        made = {
+            name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
+            for name in opened.splits
+        }
         _refuse_empty(source, {n: sum(shard.file.count for shard in of) for n, of in made.items()})
         return shards.finish(folder, options, opened.classes, made)
 
@@ -106,7 +100,7 @@ def _hold(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / layout.LOCK).open("a+") as file:
         workdir.lock(file, folder, "--out")
         yield

@@ -20,6 +20,7 @@ from absl import flags
 from alexnet_jax import config
 from alexnet_jax.runtime import cli, workdir
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.terminal import markdown_table
 
@@ -241,7 +242,7 @@ def _run(arguments: Sequence[str]) -> None:
     table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)
     print(table)
     if out:
-        out.write_text(table + "\n")
+        write_text(out, table + "\n")
 
 
 if __name__ == "__main__":

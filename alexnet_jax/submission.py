@@ -11,7 +11,7 @@ import numpy as np
 from alexnet_jax.data.sources import SourceSplit
 from alexnet_jax.data.unprepared import rest_of
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import new_file
+from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training.scores import Views
 from alexnet_jax.training.trained import Net
@@ -54,7 +54,7 @@ def write_submission(
     lines = _lines_of(part, about)
     if lines:
         say(f"resuming after {len(lines):,} of {images.count:,} images, which are in {part}")
-    _write(part, "\n".join([about, *lines, ""]))
+    write_text(part, "\n".join([about, *lines, ""]))
     numbers, setup = np.asarray(ids), net.setup
     if len(lines) < images.count:
         rest = rest_of(images, len(lines), setup.config.data.size)
@@ -68,7 +68,7 @@ def write_submission(
                 out.write("\n".join([*new, ""]))
                 out.flush()
                 lines += new
-    _write(file, "\n".join([*lines, ""]))
+    write_text(file, "\n".join([*lines, ""]))
     part.unlink()
 
 
@@ -85,11 +85,6 @@ def _lines_of(part: Path, about: str) -> list[str]:
     whole = re.compile(r"\d+( \d+)*\n")
     bad = (number for number, line in enumerate(lines) if not whole.fullmatch(line))
     return [line.rstrip("\n") for line in lines[: next(bad, len(lines))]]
-
-
-def _write(path: Path, text: str) -> None:
-    with new_file(path) as file:
-        file.write(text.encode())
 
 
 def class_ids(classes: Sequence[str], devkit: Path | None) -> list[int]:

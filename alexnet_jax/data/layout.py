@@ -27,8 +27,8 @@ from jaxtyping import Float32, Float64, Int32
 from pydantic import TypeAdapter
 
 from alexnet_jax.runtime.checksum import json_checksum
-from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import new_file
+from alexnet_jax.runtime.errors import UserError, system_reason
+from alexnet_jax.runtime.files import make_folder, unfinished, write_text
 
 Format = Literal["jpeg", "raw"]
 
@@ -157,14 +157,15 @@ def begin(folder: Path, options: PrepareOptions, images: str) -> None:
             )
         return
     refuse_other_files(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / BEGUN, values)
 
 
 def refuse_other_files(folder: Path) -> None:
     """Raises UserError if `folder` holds something else than records, finished or begun."""
     ours = any((folder / name).exists() for name in (BEGUN, MANIFEST))
-    if not ours and folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK}:
+    early = {LOCK, unfinished(folder / BEGUN).name}
+    if not ours and folder.is_dir() and {path.name for path in folder.iterdir()} - early:
         raise UserError(f"{folder} is not empty and holds no records; choose another folder")
 
 
@@ -227,6 +228,10 @@ def refuse_damage(path: Path) -> Iterator[None]:
     except (UserError, PermissionError):
         raise
     except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
+        if words := system_reason(error):
+            raise UserError(
+                f"{path} cannot be read: {words}; fix this, and run the same command again"
+            ) from error
         reason = first_line(error) or type(error).__name__
         raise UserError(
             f"{path} is damaged ({reason}); delete {path.parent} and prepare it again"
@@ -234,8 +239,7 @@ def refuse_damage(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, values: Mapping[str, Any], indent: int | None = None) -> None:
-    with new_file(path) as file:
-        file.write(json.dumps(values, indent=indent).encode())
+    write_text(path, json.dumps(values, indent=indent))
 
 
 def content_hash(

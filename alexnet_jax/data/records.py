@@ -14,7 +14,7 @@ from jaxtyping import Int32, UInt8
 
 from alexnet_jax.data import layout
 from alexnet_jax.data.layout import Manifest, SplitInfo, Statistics, first_line
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, system_reason
 from alexnet_jax.runtime.terminal import progress_bar
 
 ShardReader = Callable[[int], UInt8[np.ndarray, "size size 3"]]
@@ -64,9 +64,13 @@ class Split:
             image = self._reader(shard)(place)
             out[:] = image[top : top + out.shape[0], left : left + out.shape[1]]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
+            words = system_reason(error)
+            advice = (
+                "fix this, and run the same command" if words else "delete the folder, prepare it"
+            )
             raise UserError(
-                f"{self._paths[shard]}: record {place} cannot be read ({first_line(error)}); "
-                f"delete the folder and prepare it again"
+                f"{self._paths[shard]}: record {place} cannot be read "
+                f"({words or first_line(error)}); {advice} again"
             ) from error
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt8
 from alexnet_jax.data import layout
 from alexnet_jax.data.layout import File, Manifest, PrepareOptions, SplitInfo, Statistics
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import new_file
+from alexnet_jax.runtime.files import new_file, sync, unfinished
 
 LabelledImage = tuple[UInt8[np.ndarray, "size size 3"], int]
 
@@ -65,7 +65,7 @@ def write_shard(
     sha256 = hashlib.sha256()
     pixels = np.zeros((options.size, options.size, 3), np.int64)
     products = np.zeros((3, 3), np.int64)
-    temporary, jpeg = path.with_name(f".{path.name}.tmp"), options.format == "jpeg"
+    temporary, jpeg = unfinished(path), options.format == "jpeg"
     try:
         with contextlib.closing(_shard_file(temporary, jpeg)) as file:
             for one in images:
@@ -86,6 +86,7 @@ def write_shard(
         temporary.unlink(missing_ok=True)
         raise
     size = temporary.stat().st_size
+    sync(temporary)  # its name is safe with that of the part
     temporary.replace(path)
     with new_file(layout.part_path(path)) as part:
         np.savez(

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ import orbax.checkpoint as ocp
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.checksum import array_checksums, json_checksum
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import sync
 from alexnet_jax.runtime.terminal import say
 
 ERROR = "val/top1_error"  # the best checkpoint has the lowest
@@ -25,6 +28,21 @@ CHANGED = "its contents are not what was saved"
 # Orbax logs every stage of a save by absl. Its errors it raises as well, so nothing is lost.
 _ORBAX = os.path.dirname(ocp.__file__)
 logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(_ORBAX))
+
+
+# When an array cannot be read or written, that error is raised. The errors of the others would each
+# be a traceback on the terminal; TensorStore's too, which comes when its event loop is closed.
+_report_unraisable = sys.unraisablehook
+
+
+def _report_other(problem: "sys.UnraisableHookArgs") -> None:
+    files = [frame.filename for frame in traceback.extract_tb(problem.exc_traceback)]
+    of_orbax = any(file.startswith(_ORBAX) for file in files)
+    if not of_orbax and str(problem.exc_value) != "Event loop is closed":
+        _report_unraisable(problem)
+
+
+sys.unraisablehook = _report_other
 
 
 class Restored(NamedTuple):
@@ -56,6 +74,7 @@ class Checkpoints:
             step_format_fixed_length=8,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            temporary_path_class=_Unfinished,
         )
         # Orbax cannot open a folder with damaged scores in it.
         bad = distributed.on_main_process(lambda: _with_bad_scores(self.folder, read_only))
@@ -195,6 +214,11 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax raises whatever its file formats raise
             problem = _reason(error)
+            if _errno(error) not in (None, errno.ENOENT, errno.EIO):  # the file is not at fault
+                raise UserError(
+                    f"checkpoint {step} in {self.folder} cannot be read: {problem}; fix this, and "
+                    f"run the same command again"
+                ) from error
         problems = [one for one in distributed.gather_text(problem) if one]
         if not problems and array_checksums(found) != sealed["state"]:
             problems = [CHANGED]
@@ -213,6 +237,26 @@ class _Manager(ocp.CheckpointManager):
 
     def reached_preemption(self, step: int) -> bool:
         return False
+
+
+class _Unfinished(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder of a checkpoint until all is written. Orbax renames it then, but syncs nothing.
+
+    What is safe when `finalize` returns has the earlier checkpoints deleted.
+    """
+
+    async def finalize(self) -> None:
+        _sync_all(Path(self.get()))
+        await super().finalize()
+        final = Path(self.get_final())
+        for folder in (final, final.parent, final.parent.parent):
+            sync(folder)
+
+
+def _sync_all(folder: Path) -> None:
+    """Syncs a folder and all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
 
 
 def _read_arrays(folder: Path, state: Any) -> Any:
@@ -290,13 +334,23 @@ def _put_aside(folder: Path, steps: list[int]) -> None:
     distributed.on_main_process(rename)
 
 
+def _errno(error: Exception) -> int | None:
+    """The operating system's number of an error, if it is one."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(code[1])
+    if isinstance(error, OSError):
+        return error.errno
+    cause = error.__cause__ or error.__context__  # Orbax says only which array it was
+    return _errno(cause) if isinstance(cause, Exception) else None
+
+
 def _reason(error: Exception) -> str:
-    """The operating system's words for a failed write, if it was one; else the first line."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return os.strerror(int(code[1]))
+    """The operating system's words for an error, if it is one of its; else the first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    number = _errno(error)
+    if number is not None:
+        return os.strerror(number)
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, system_error
 from alexnet_jax.runtime.signals import INTERRUPTED, Stopped
 
 ConfigFlag = flags.FlagHolder[ConfigDict | None]
@@ -47,8 +47,10 @@ def run(
         sys.exit()
     try:
         job(_parse(options, given))
-    except (UserError, OSError) as error:
+    except UserError as error:
         distributed.end(2, str(error))
+    except OSError as error:
+        distributed.end(2, system_error(error))
     except Stopped as stop:  # all processes stop after the same step
         if distributed.process_index() == 0:
             print(stopped, file=sys.stderr)

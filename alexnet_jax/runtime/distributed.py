@@ -26,7 +26,7 @@ import jax
 from jax._src.distributed import global_state as _jax_state
 
 from alexnet_jax.runtime import terminal
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, system_error
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead
 START_SECONDS = 600  # all must have started by then: machines may start one after the other
@@ -187,8 +187,10 @@ def on_main_process(work: Callable[[], _T]) -> _T:
     if process_index() == 0:
         try:
             outcome["result"] = work()
-        except (UserError, OSError) as error:
+        except UserError as error:
             outcome["error"] = str(error)
+        except OSError as error:
+            outcome["error"] = system_error(error)
     outcome = json.loads(gather_text(json.dumps(outcome))[0])
     if "error" in outcome:
         raise UserError(outcome["error"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import named, write_text
 
 FILE = "metrics.jsonl"
 
@@ -34,9 +35,7 @@ class MetricsLog:
         self.path = workdir / FILE
         self.kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         with self._write_errors():
-            written = self.path.with_suffix(".tmp")
-            written.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
-            os.replace(written, self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.kept))
             self._file = self.path.open("a")
             self._events = EventsWriter(str(workdir / "events"))
             # Tells TensorBoard to drop what an interrupted run wrote after this step.
@@ -98,7 +97,8 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       UserError: another line is no JSON object with a step.
     """
     path = workdir / FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    with named(path):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.endswith("\n")]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 from alexnet_jax import config
 from alexnet_jax.runtime import distributed
 from alexnet_jax.runtime.errors import UserError
-from alexnet_jax.runtime.files import new_file
+from alexnet_jax.runtime.files import make_folder, named, new_file
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -34,7 +34,7 @@ def claim(workdir: Path, c: config.Config) -> None:
     if (workdir / CONFIG).exists():
         check(workdir, c)
     with _write_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
     write(workdir / CONFIG, json.dumps(config.as_dict(c), indent=2) + "\n")
 
 
@@ -76,7 +76,7 @@ def hold(workdir: Path, c: config.Config) -> Iterator[None]:
 def _lock(workdir: Path, c: config.Config, stack: ExitStack) -> str:
     """Claims and locks `workdir` until `stack` is left; returns the text in the lock file."""
     with _write_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         file = stack.enter_context((workdir / LOCK).open("a+"))
     holder = lock(file, workdir, "--workdir")
     claim(workdir, c)
@@ -98,10 +98,11 @@ def lock(file: TextIO, folder: Path, option: str) -> str:
             f"{folder} is in use by {file.read().strip() or 'another process'}; "
             f"wait for its end, or give another {option}"
         ) from None
-    file.truncate(0)
-    file.write(f"{holder}\n")
-    file.flush()
-    os.fsync(file.fileno())  # for processes that see it over a network
+    with named(Path(file.name)):
+        file.truncate(0)
+        file.write(f"{holder}\n")
+        file.flush()
+        os.fsync(file.fileno())  # for processes that see it over a network
     return holder
 
 
@@ -147,8 +148,15 @@ def record_start(workdir: Path, step: int, records: str, machine: Mapping[str, s
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     line = {"step": step, "time": now, "records": records, **machine}
-    with (workdir / STARTS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    path = workdir / STARTS
+    # Written anew: a line that a power cut had cut off would make one bad line with a new one.
+    write(path, "".join([*_whole_lines(path), json.dumps(line) + "\n"]))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    with named(path):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 class Start(NamedTuple):
@@ -168,9 +176,8 @@ def read_starts(workdir: Path) -> list[Start]:
       UserError: another line is damaged.
     """
     path = workdir / STARTS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     try:
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        found = [json.loads(line) for line in _whole_lines(path)]
         return [Start(*(line[field] for field in Start._fields)) for line in found]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged; remove it: no result depends on it") from None
@@ -181,8 +188,9 @@ def _read(workdir: Path) -> dict[str, object]:
     if not path.exists():
         raise UserError(f"{workdir} holds no run: there is no {CONFIG} in it; train first")
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        with named(path):
+            values = json.loads(path.read_text())
+    except ValueError as error:
         raise UserError(
             f"{path} cannot be read ({error}); restore it or remove the workdir"
         ) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from alexnet_jax.data.sources.source import SPLITS, Example, Source, SourceSplit, hold_out
 from alexnet_jax.data.sources.unknown import IMAGES, refuse_other_sets, unknown
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import named
 
 
 def image_files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> SourceSplit:
@@ -16,7 +17,8 @@ def image_files(root: Path, paths: Sequence[str], labels: Sequence[int]) -> Sour
 
     def read(index: int) -> Example:
         try:
-            return Example((root / paths[index]).read_bytes(), labels[index])
+            with named(root / paths[index]):
+                return Example((root / paths[index]).read_bytes(), labels[index])
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 raise ValueError("is a link that leads nowhere") from error
