@@ -5,8 +5,9 @@ python -m alexnet_jax.main --config=configs/finetune.py --config.data.source=fol
 
 PHOTOS holds CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg. The records are made first, in
 records/PHOTOS. MODEL is the workdir of a run or a safetensors file; without it, all layers begin at
-random. finetune.py:narrow is a quarter as wide, for a computer without a GPU. Differences from
-alexnet_2012.py are listed here.
+random. finetune.py:narrow is a quarter as wide, for a computer without a GPU: with 3,068 photos of
+clothing in 10 classes, from random weights, 37.0% top-1 error, 32.0% by ten views (seed 0, one
+run). Differences from alexnet_2012.py are listed here.
 """
 
 from ml_collections import ConfigDict
