@@ -28,7 +28,10 @@ LINE = re.compile(r"^ *(python -m [\w.]+ .*)$", re.MULTILINE)
 COMMANDS = list(dict.fromkeys(LINE.findall(README) + LINE.findall(USAGE)))
 
 TINY = COMMANDS[0]
-FEW_STEPS = "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1"
+FEW_STEPS = (
+    "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1 "
+    "--config.data.crop=64 --config.evaluate.ten_views_at_end=False"
+)
 SMALLER = {
     "--workdir=runs/alexnet_2012": f"--workdir=runs/alexnet_2012 {FEW_STEPS}",
     "--config.model.classes=10": f"--config.model.classes=2 {FEW_STEPS}",
@@ -36,6 +39,7 @@ SMALLER = {
     "--config=configs/alexnet.py --batch=16,32,128 --devices=1,2 --peer": (
         "--config=configs/tiny.py --batch=4 --devices=1,2 --repeats=1"
     ),
+    "--target=h200 --batch=1024": "--target=h200 --batch=8 --config.model.width=0.1",
 }
 
 

@@ -73,9 +73,10 @@ KINDS = {
     "full": Kind(  # 0.46 GB in a checkpoint
         "alexnet_2012",
         {
-            "data.source": "generated:128",
+            "data.source": "generated:64",
+            "data.validation": "train",  # 64 images; the split for validation has 512
             "model.classes": 10,
-            "batch": 16,
+            "batch": 8,
             "epochs": 3,
             "checkpoint_every": 3,
             "log.every": 2,
@@ -200,11 +201,12 @@ def stop(processes: list[subprocess.Popen], folder: Path, rng: random.Random, st
     begun, when = time.monotonic(), moment(folder)
     ended = wait(processes, TO_END)
     statuses = [process.poll() for process in processes]
-    stops.hows.append(f"{number.name} to {' and '.join(map(str, chosen))} of {len(processes)}")
-    if number == signal.SIGKILL:
-        stops.moments.append(when)
+    how = f"{number.name} to {' and '.join(map(str, chosen))} of {len(processes)}"
     seconds = time.monotonic() - begun
-    print(f"{stops.hows[-1]} {when}: ended with {statuses} after {seconds:.1f} s", flush=True)
+    print(f"{how} {when}: ended with {statuses} after {seconds:.1f} s", flush=True)
+    stops.hows.append(how)
+    if -signal.SIGKILL in statuses and number == signal.SIGKILL:  # else it had ended already
+        stops.moments.append(when)
     if not ended:
         for process in processes:
             process.kill()
