@@ -30,16 +30,15 @@ COMMANDS = list(dict.fromkeys(LINE.findall(README) + LINE.findall(USAGE)))
 TINY = COMMANDS[0]
 FEW_STEPS = (
     "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1 "
-    "--config.data.crop=64 --config.evaluate.ten_views_at_end=False"
+    "--config.model.classes=2 --config.data.crop=64 --config.evaluate.ten_views_at_end=False"
 )
 SMALLER = {
     "--workdir=runs/alexnet_2012": f"--workdir=runs/alexnet_2012 {FEW_STEPS}",
-    "--config.model.classes=10": f"--config.model.classes=2 {FEW_STEPS}",
+    "--config.model.classes=10": FEW_STEPS,
     "--config.data.records=RECORDS --config.model.classes=CLASSES": FEW_STEPS,
     "--config=configs/alexnet.py --batch=16,32,128 --devices=1,2 --peer": (
         "--config=configs/tiny.py --batch=4 --devices=1,2 --repeats=1"
     ),
-    "--target=h200 --batch=1024": "--target=h200 --batch=8 --config.model.width=0.1",
 }
 
 
