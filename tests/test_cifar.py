@@ -88,7 +88,7 @@ def compare(name, crop, TorchCifar):  # noqa: N803
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), logits
 
-    (ours, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state)
+    (ours, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
     peer = TorchCifar(c, nnx.to_pure_dict(state))
     theirs = peer(torch.tensor(images).permute(0, 3, 1, 2))
     their_loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))

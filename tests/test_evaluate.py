@@ -113,14 +113,14 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     mean = (probs[0] + probs[1]) / 2
     found = evaluate.evaluate_together(nets, views=1, search=False)
     np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
-    assert found.images == len(labels) == 512
+    assert found.images == len(labels) == 64
     assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
 
 
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     found = evaluate.evaluate_together(nets, views=1, search=True)
-    assert found.images == 256
+    assert found.images == 32
     assert "weights found on every second image: " in capsys.readouterr().out
 
 

@@ -28,7 +28,10 @@ LINE = re.compile(r"^ *(python -m [\w.]+ .*)$", re.MULTILINE)
 COMMANDS = list(dict.fromkeys(LINE.findall(README) + LINE.findall(USAGE)))
 
 TINY = COMMANDS[0]
-FEW_STEPS = "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1"
+FEW_STEPS = (
+    "--config.steps=1 --config.batch=2 --config.evaluate.batch=2 --config.model.width=0.1 "
+    "--config.model.classes=2 --config.data.crop=64 --config.evaluate.ten_views_at_end=False"
+)
 SMALLER = {
     "--workdir=runs/alexnet_2012": f"--workdir=runs/alexnet_2012 {FEW_STEPS}",
     "folder:photos --workdir=runs/mine": f"folder:photos --workdir=runs/mine {FEW_STEPS}",
