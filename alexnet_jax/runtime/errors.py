@@ -8,6 +8,7 @@ class UserError(Exception):
 
     __module__ = "alexnet_jax"  # where Python finds it, too, and what a traceback shows
 
+
 def system_error(error: OSError) -> str:
     """One line about what the operating system refused: the file, why, what to do."""
     where = f"{error.filename}: " if error.filename else ""

@@ -120,7 +120,9 @@ def _classes(folder: Path, saved: config.Config) -> tuple[str, ...]:
     """The names of the classes of a run; none where neither workdir nor records tell."""
     if (folder / workdir.DATA).exists():
         return read_info(folder / workdir.DATA).classes
-    return read_manifest(Path(saved.data.records)).classes if is_prepared(saved.data.records) else ()
+    return (
+        read_manifest(Path(saved.data.records)).classes if is_prepared(saved.data.records) else ()
+    )
 
 
 def _shapes(network: ShardedModel, layer: str) -> dict[str, tuple[int, ...]]:
