@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import main as command
+from alexnet_jax.data.sources import generated
 from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.evaluate import evaluate
 from alexnet_jax.prepare import prepare
@@ -56,7 +57,8 @@ def lines(score, on: Path | None, capsys) -> list[str]:
     return [line.split(":", 1)[1] for line in said if line.startswith("step ")]
 
 
-def test_other_records_of_the_same_images_score_the_same(score, tmp_path, capsys):
+def test_other_records_of_the_same_images_score_the_same(score, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generated, "VALIDATION", 64)  # as in the fixture `records`
     prepare("generated:256", tmp_path / "same", size=72, format="raw")
     assert lines(score, tmp_path / "same", capsys) == lines(score, None, capsys)
 
@@ -66,7 +68,7 @@ def test_a_folder_scores_as_records_do(net, score, tmp_path, capsys, numbered):
     """Minus the mean of the training; also where numbers are the names, as in ImageNet-V2."""
     classes = classes_of(net)
     names = [str(n) for n in range(len(classes))] if numbered else classes
-    count = 100
+    count = 50
     root = write_images(net, tmp_path / "images", names, count)
     split = labelled_folder(root, classes, 72)
     ours = net.setup.evaluator.log_probs(net.params, split, views=10, what="")

@@ -159,7 +159,7 @@ class Progress:
 def next_commands(folder: Path) -> str:
     """What to do with a run that has ended."""
     commands = {
-        "label a photo": f"alexnet_jax.predict --workdir={folder} photo.jpg",
+        "label a photo": f"alexnet_jax.predict --model={folder} photo.jpg",
         "see its kernels": f"alexnet_jax.figures kernels --workdirs={folder} --out=kernels.png",
     }
     lines = [f"  {what:16} python -m {command}" for what, command in commands.items()]
