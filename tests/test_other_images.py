@@ -78,7 +78,7 @@ def test_a_folder_scores_as_records_do(net, score, tmp_path, capsys, numbered):
     np.testing.assert_array_equal(split.labels, net.setup.validation.labels[order])
     found = lines(score, root, capsys)
     assert len(found) == 2
-    assert all("(100 images)" in line for line in found)
+    assert all(f"({count} images)" in line for line in found)
 
 
 def test_numbers_as_names_are_no_order_of_the_alphabet(tmp_path):
