@@ -62,8 +62,6 @@ def _run(arguments: Sequence[str]) -> None:
         check_memory(network, c, training=True)
         distributed.on_main_process(lambda: _prepare(c, folder))
         fit(c, folder)
-        if not c.data.source.startswith("generated"):
-            say(f"label a photo: python -m alexnet_jax.predict --workdir={folder} photo.jpg")
     else:
         evaluate(c, folder, trained.parse_step(STEP.value), Path(ON.value) if ON.value else None)
 

@@ -158,9 +158,11 @@ class Progress:
 
 def next_commands(folder: Path) -> str:
     """What to do with a run that has ended."""
+    module, png = "python -m alexnet_jax", f"--workdirs={folder} --out=kernels.png"
     commands = {
-        "label a photo": f"alexnet_jax.predict --workdir={folder} photo.jpg",
-        "see its kernels": f"alexnet_jax.figures kernels --workdirs={folder} --out=kernels.png",
+        "label a photo": f"{module}.predict --model={folder} photo.jpg",
+        "see its kernels": f"{module}.figures kernels {png}",
+        "see its curves": f"tensorboard --logdir={folder}  # after: pip install tensorboard",
+        "share it": f"{module}.weights save --workdir={folder} --out={folder.name}_shared",
     }
-    lines = [f"  {what:16} python -m {command}" for what, command in commands.items()]
-    return "\n".join(["next", *lines, f"  see its curves   tensorboard --logdir={folder}"])
+    return "\n".join(["next", *(f"  {what:16} {command}" for what, command in commands.items())])
