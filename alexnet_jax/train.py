@@ -315,7 +315,6 @@ def evaluate(run: Run) -> dict[str, float]:
         for views, name, wanted in ways if is_over(run, policy) else []:
             if wanted:
                 scores = score(views=views, what=name)
-                say(f"{name}: {c.data.validation} {scores.text()}")
                 values |= scores.named(f"val_{name.replace(' ', '_')}")
         show(run)
     run.policy = policy

@@ -71,8 +71,10 @@ def test_photos_are_prepared_counted_trained_on_and_can_be_labelled(place, capsy
     photos(place / "mine", "hat", "pants", "shoes")
     run("folder:mine", "first")
     said = capsys.readouterr().out.splitlines()
-    label = "  label a photo    python -m alexnet_jax.predict --model=runs/first photo.jpg"
-    assert label in said[said.index("next") :]
+    predict_command = "python -m alexnet_jax.predict --model=runs/first photo.jpg"
+    assert [line.split("  ")[-1].strip() for line in said if "photo.jpg" in line] == [
+        predict_command
+    ]
     assert "making records in records/mine" in said
     start = "folder:mine: 6 train and 3 validation images in 3 classes; there is no validation sp"
     assert sum(line.startswith(start) for line in said) == 1
@@ -84,7 +86,7 @@ def test_photos_are_prepared_counted_trained_on_and_can_be_labelled(place, capsy
     assert "resuming from the checkpoint of step 2" in said
     assert "records/mine" not in said
     shutil.copy(PHOTOS / "hat.jpg", "photo.jpg")
-    predict.main(["--workdir=runs/first", "--views=1", "photo.jpg"])
+    predict.main(["--model=runs/first", "--views=1", "photo.jpg"])
     labels = capsys.readouterr().out
     assert labels.startswith("photo.jpg: ")
     assert {"hat", "pants", "shoes"} <= set(labels.split())

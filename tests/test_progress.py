@@ -120,7 +120,7 @@ def test_it_says_what_to_do_next(run):
     start = run.after.index("next")
     assert run.after[start - 2].startswith("best: epoch ")
     assert [line.split("  ")[1] for line in run.after[start + 1 :]] == [
-        *("label a photo", "see its kernels", "see its curves")
+        *("label a photo", "see its kernels", "see its curves", "share it")
     ]
 
 

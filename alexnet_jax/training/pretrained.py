@@ -138,6 +138,11 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no model: there is no {CONFIG} in it")
     if _kind(folder) != KIND:
+        if (folder / "checkpoints").is_dir():
+            raise UserError(
+                f"{folder} is the workdir of a run; open it with alexnet_jax.load, or make a "
+                f"folder to share: python -m alexnet_jax.weights save --workdir={folder} --out=mine"
+            )
         raise UserError(
             f"{folder} holds a model of type {_kind(folder) or 'unknown'}, not {KIND}; give a "
             f"folder that `python -m alexnet_jax.weights save` made"

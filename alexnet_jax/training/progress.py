@@ -150,17 +150,20 @@ class Progress:
             return ""
         text = f"best: epoch {found[-1].epoch:.4g}, top-1 error {found[-1].val_top1:.2%}"
         for name in ("nine views", "ten views"):
-            key = f"val_{name.replace(' ', '_')}/top1_error"
-            if key in self._lines[-1]:
-                text += f"; at the end with {name} {self._lines[-1][key]:.2%}"
+            key = f"val_{name.replace(' ', '_')}"
+            if f"{key}/top1_error" in self._lines[-1]:
+                top1, top5 = (self._lines[-1][f"{key}/top{k}_error"] for k in (1, 5))
+                text += f"; at the end with {name} {top1:.2%} (top-5 error {top5:.2%})"
         return text
 
 
 def next_commands(folder: Path) -> str:
     """What to do with a run that has ended."""
+    module, png = "python -m alexnet_jax", f"--workdirs={folder} --out=kernels.png"
     commands = {
-        "label a photo": f"alexnet_jax.predict --model={folder} photo.jpg",
-        "see its kernels": f"alexnet_jax.figures kernels --workdirs={folder} --out=kernels.png",
+        "label a photo": f"{module}.predict --model={folder} photo.jpg",
+        "see its kernels": f"{module}.figures kernels {png}",
+        "see its curves": f"tensorboard --logdir={folder}  # after: pip install tensorboard",
+        "share it": f"{module}.weights save --workdir={folder} --out={folder.name}_shared",
     }
-    lines = [f"  {what:16} python -m {command}" for what, command in commands.items()]
-    return "\n".join(["next", *lines, f"  see its curves   tensorboard --logdir={folder}"])
+    return "\n".join(["next", *(f"  {what:16} {command}" for what, command in commands.items())])
