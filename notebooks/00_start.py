@@ -49,6 +49,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 import alexnet_jax
 from alexnet_jax.data.sources import open_source
@@ -59,6 +60,7 @@ from alexnet_jax.training.pictures import kernel_mosaic
 
 MODEL = "runs/tiny"
 
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # photos are large as PNG
 host.configure_jax(2)  # two CPU devices; a GPU if there is one
 devices = min(2, jax.device_count())  # one GPU has both towers
 if MODEL == "runs/tiny":
