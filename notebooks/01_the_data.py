@@ -21,31 +21,43 @@
 # images we use generated ones of ten classes. Everything else is as in `configs/alexnet_2012.py`.
 
 # %%
+# Installs the package if it is not there, as in Colab. In the repository, its root is the folder
+# with runs/ and records/; elsewhere they are made in the current folder.
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
+
+REPOSITORY = ""  # its URL, once there is one; empty: the published package
+sys.path = [p for p in sys.path if p]  # the installed package, not the folder of its name
+folders = Path("_").absolute().parents
+root = next((p for p in folders if (p / "alexnet_jax/__init__.py").exists()), None)
+if importlib.util.find_spec("alexnet_jax") is None:
+    source = root.as_uri() if root else REPOSITORY and f"git+{REPOSITORY}"
+    wanted = "alexnet-jax" + "[cuda12]" * bool(shutil.which("nvidia-smi"))
+    wanted += f" @ {source}" if source else ""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+os.chdir(root or ".")
+
+# %%
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
-sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
-
-from alexnet_jax import config
-from alexnet_jax.configs import alexnet_2012
+import alexnet_jax
 from alexnet_jax.data import augment
 from alexnet_jax.data.pipeline import train_batches
 from alexnet_jax.data.records import open_records
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 
-os.chdir(sys.path[0])
-host.configure_jax(2)
+host.configure_jax(2)  # two CPU devices; a GPU if there is one
 plt.rcParams.update({"figure.dpi": 100, "image.interpolation": "nearest"})
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are large as PNG
 
@@ -57,7 +69,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are l
 
 # %%
 changes = {"source": "generated:512", "records": "records/generated_256", "format": "raw"}
-data = replace(config.parse(alexnet_2012.get_config()).data, **changes)
+data = replace(alexnet_jax.alexnet_2012.data, **changes)
 manifest = prepare(data.source, data.records, size=data.size, format=data.format)
 records = open_records(data.records)
 train = records.split("train")

@@ -20,32 +20,49 @@
 # what the training step sends from one device to the other, and how much memory each device needs.
 
 # %%
+# Installs the package if it is not there, as in Colab. In the repository, its root is the folder
+# with runs/ and records/; elsewhere they are made in the current folder.
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+REPOSITORY = ""  # its URL, once there is one; empty: the published package
+sys.path = [p for p in sys.path if p]  # the installed package, not the folder of its name
+folders = Path("_").absolute().parents
+root = next((p for p in folders if (p / "alexnet_jax/__init__.py").exists()), None)
+if importlib.util.find_spec("alexnet_jax") is None:
+    source = root.as_uri() if root else REPOSITORY and f"git+{REPOSITORY}"
+    wanted = "alexnet-jax" + "[cuda12]" * bool(shutil.which("nvidia-smi"))
+    wanted += f" @ {source}" if source else ""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+os.chdir(root or ".")
+
+# %%
+from dataclasses import replace
+
+import jax
+import jax.extend
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from matplotlib.patches import Rectangle
 
-# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
-sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
-
-from alexnet_jax import config
+import alexnet_jax
 from alexnet_jax.benchmark.bench import Bench
 from alexnet_jax.benchmark.program import measure_collectives, measure_memory
-from alexnet_jax.configs import alexnet, tiny
 from alexnet_jax.figures.figure2 import COLOURS, draw_figure2
 from alexnet_jax.model.describe import format_table, layer_table
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.training.setup import make_network
 
-os.chdir(sys.path[0])
-host.configure_jax(2)
+host.configure_jax(2)  # two CPU devices; GPUs if there are two
+if jax.device_count() < 2:
+    jax.config.update("jax_platforms", "cpu")
+    jax.extend.backend.clear_backends()
 plt.rcParams["figure.dpi"] = 90
 
 # %% [markdown]
@@ -56,7 +73,7 @@ plt.rcParams["figure.dpi"] = 90
 # size. Nothing is computed or allocated, because the shapes are enough for what follows.
 
 # %%
-full = config.parse(alexnet.get_config())
+full = alexnet_jax.alexnet
 network = make_network(full)
 print(network.mesh)
 table = layer_table(network, full)
@@ -129,7 +146,7 @@ axes.set_axis_off()
 # Each has the name of its layer.
 
 # %%
-small = config.parse(tiny.get_config())
+small = alexnet_jax.tiny
 prepare(small.data.source, small.data.records, size=small.data.size, format=small.data.format)
 settings = {"dtypes": (small.dtype,), "peer": False, "repeats": 1, "folder": Path("runs")}
 found = measure_collectives(Bench(small, (small.batch,), devices=(2,), **settings))

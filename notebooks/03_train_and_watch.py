@@ -19,29 +19,43 @@
 # meanwhile, and then look at its metrics.
 
 # %%
+# Installs the package if it is not there, as in Colab. In the repository, its root is the folder
+# with runs/ and records/; elsewhere they are made in the current folder.
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+REPOSITORY = ""  # its URL, once there is one; empty: the published package
+sys.path = [p for p in sys.path if p]  # the installed package, not the folder of its name
+folders = Path("_").absolute().parents
+root = next((p for p in folders if (p / "alexnet_jax/__init__.py").exists()), None)
+if importlib.util.find_spec("alexnet_jax") is None:
+    source = root.as_uri() if root else REPOSITORY and f"git+{REPOSITORY}"
+    wanted = "alexnet-jax" + "[cuda12]" * bool(shutil.which("nvidia-smi"))
+    wanted += f" @ {source}" if source else ""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+os.chdir(root or ".")
+
+# %%
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import DisplayHandle, Markdown
 
-# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
-sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
-
-from alexnet_jax import config
-from alexnet_jax.configs import tiny
+import alexnet_jax
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.train import fit
 
-os.chdir(sys.path[0])
-host.configure_jax(2)
+host.configure_jax(2)  # two CPU devices; a GPU if there is one
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 90
 
@@ -55,7 +69,8 @@ plt.rcParams["figure.dpi"] = 90
 # `fit` runs in another thread. Meanwhile the notebook draws `metrics.jsonl` every three seconds.
 
 # %%
-c, folder = config.parse(tiny.get_config()), Path("runs/tiny")
+c = replace(alexnet_jax.tiny, devices=min(2, jax.device_count()))  # one GPU has both towers
+folder = Path("runs/tiny")
 prepare(c.data.source, c.data.records, size=c.data.size, format=c.data.format)
 shown = DisplayHandle()
 shown.display("no metrics yet")

@@ -19,22 +19,38 @@
 # the kernels of the two towers differ (§6.1).
 
 # %%
+# Installs the package if it is not there, as in Colab. In the repository, its root is the folder
+# with runs/ and records/; elsewhere they are made in the current folder.
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+REPOSITORY = ""  # its URL, once there is one; empty: the published package
+sys.path = [p for p in sys.path if p]  # the installed package, not the folder of its name
+folders = Path("_").absolute().parents
+root = next((p for p in folders if (p / "alexnet_jax/__init__.py").exists()), None)
+if importlib.util.find_spec("alexnet_jax") is None:
+    source = root.as_uri() if root else REPOSITORY and f"git+{REPOSITORY}"
+    wanted = "alexnet-jax" + "[cuda12]" * bool(shutil.which("nvidia-smi"))
+    wanted += f" @ {source}" if source else ""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+os.chdir(root or ".")
+
+# %%
+from dataclasses import replace
+
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from flax import nnx
 from IPython.display import Markdown
 from matplotlib.colors import PowerNorm
 
-# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
-sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
-
-from alexnet_jax import config
-from alexnet_jax.configs import tiny
-from alexnet_jax.data import augment
+import alexnet_jax
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.figures.kernels import (
     colourfulness,
     draw_kernels,
@@ -44,22 +60,22 @@ from alexnet_jax.figures.kernels import (
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.train import fit
-from alexnet_jax.training.trained import open_trained
 
-os.chdir(sys.path[0])
-host.configure_jax(2)
+host.configure_jax(2)  # two CPU devices; a GPU if there is one
 # %matplotlib inline
 plt.rcParams.update({"figure.dpi": 90, "image.interpolation": "nearest"})
 
 # %% [markdown]
 # This is the run of `03_train_and_watch`. If it does not exist, it is trained now, in about half a
-# minute. We open it on one device, which then has both towers. The arrays are the same.
+# minute. `load` opens it on one device, which then has both towers.
 
 # %%
-c, folder = config.parse(tiny.get_config()), Path("runs/tiny")
+c = replace(alexnet_jax.tiny, devices=min(2, jax.device_count()))
+folder = Path("runs/tiny")
 prepare(c.data.source, c.data.records, size=c.data.size, format=c.data.format)
 fit(c, folder)
-net = open_trained(folder)
+net = alexnet_jax.load(folder)
+print(net)
 
 # %% [markdown]
 # ## Kernels of the first layer
@@ -79,17 +95,12 @@ draw_kernels([folder])
 # and the poolings make the maps smaller. In layers 6 and 7 each pixel is a neuron.
 
 # %%
-setup, split = net.setup, net.setup.validation
-number = np.flatnonzero(split.labels == 6)[0]
-image = np.empty((1, split.size, split.size, 3), np.uint8)
-split.read(number, image[0])
-seen = augment.view(image, setup.normalization["mean"], c.data, augment.CENTRE)
-outputs = setup.network.bind(net.params).outputs(seen)
-probs = np.exp(outputs["fc8"][0]) / np.exp(outputs["fc8"][0]).sum()
-classes = setup.records.manifest.classes
-print(f"a {classes[split.labels[number]]}; the network says:")
-for best in np.argsort(-probs)[:3]:
-    print(f"{probs[best]:7.2%} {classes[best]}")
+image, label = open_source("generated", c.data.size).splits["validation"].read(6)
+layers = c.model.names[:-1]
+outputs = {layer: net.features(image, layer)[0] for layer in layers}
+print(f"a {net.labels[label]}; the network says:")
+for name, probability in net.top5(image, views=1)[:3]:
+    print(f"{probability:7.2%} {name}")
 
 
 # %%
@@ -108,16 +119,15 @@ def halves(values):
 
 
 # %%
-layers = c.model.names[:-1]
 figure, grid = plt.subplots(2, 1 + len(layers), figsize=(13, 3.2), layout="constrained")
 for axes, layer in zip(grid[:, 1:].T, layers, strict=True):
     scale = PowerNorm(0.5, 0, outputs[layer].max())
-    for panel, name, values in zip(axes, "AB", halves(outputs[layer][0]), strict=True):
+    for panel, name, values in zip(axes, "AB", halves(outputs[layer]), strict=True):
         conv = values.ndim == 3
         shown = tiles(values, 4 if layer == "conv1" else 8) if conv else values.reshape(-1, 32)
         panel.imshow(shown, cmap="magma", norm=scale)
         panel.set_title(f"{layer} {name}\n{np.mean(values > 0):.0%} above 0", fontsize=9)
-grid[0, 0].imshow(image[0])
+grid[0, 0].imshow(image)
 grid[0, 0].set_title("the image\n", fontsize=9)
 for axes in grid.flat:
     axes.set_axis_off()
@@ -138,8 +148,8 @@ for axes in grid.flat:
 # list with an array for each tower.
 
 # %%
-network, lrn = setup.network.bind(net.params), c.model.lrn
-responses = network.conv1([seen])
+network, lrn = net.module, c.model.lrn
+responses = network.conv1([net.inputs(image)])
 normalized = network.conv1.then(responses, network.lrn1)
 before, after = (np.concatenate(x, -1) for x in (responses, normalized))
 after *= lrn.k**lrn.beta  # without the constant factor that all responses get
@@ -198,10 +208,11 @@ def share_of_splits(values, splits=10_000):
     return np.mean(np.abs(others) >= abs(towers) - 1e-12)
 
 
+initial = alexnet_jax.AlexNet(c.model, c.data.crop, rngs=nnx.Rngs(c.seed))
 table = "| kernels | measure | tower A | tower B | random splits as different |\n"
 table += "|---|---|---|---|---|\n"
-for name, params in {"initial": setup.network.init(c.seed), "trained": net.params}.items():
-    kernels = np.asarray(params["conv1"]["kernel"])
+for name, params in {"initial": initial, "trained": net.module}.items():
+    kernels = np.asarray(params.conv1.kernel)
     for measure in (colourfulness, orientation_strength):
         a, b = (half.mean() for half in halves(measure(kernels)))
         share = share_of_splits(measure(kernels))

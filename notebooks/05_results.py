@@ -19,20 +19,35 @@
 # minute.
 
 # %%
+# Installs the package if it is not there, as in Colab. In the repository, its root is the folder
+# with runs/ and records/; elsewhere they are made in the current folder.
+import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+REPOSITORY = ""  # its URL, once there is one; empty: the published package
+sys.path = [p for p in sys.path if p]  # the installed package, not the folder of its name
+folders = Path("_").absolute().parents
+root = next((p for p in folders if (p / "alexnet_jax/__init__.py").exists()), None)
+if importlib.util.find_spec("alexnet_jax") is None:
+    source = root.as_uri() if root else REPOSITORY and f"git+{REPOSITORY}"
+    wanted = "alexnet-jax" + "[cuda12]" * bool(shutil.which("nvidia-smi"))
+    wanted += f" @ {source}" if source else ""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", wanted], check=True)
+os.chdir(root or ".")
+
+# %%
+from dataclasses import replace
+
+import jax
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-# The root of the repository, which has configs/, records/ and runs/, wherever Jupyter was started.
-sys.path.insert(0, next(str(p) for p in Path("_").absolute().parents if (p / "configs").is_dir()))
-os.environ["JAX_PLATFORMS"] = "cpu"  # two CPU devices are enough, even if there is a GPU
-
-from alexnet_jax import config
-from alexnet_jax.configs import tiny
+import alexnet_jax
 from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
@@ -42,8 +57,7 @@ from alexnet_jax.runtime import host
 from alexnet_jax.runtime.workdir import CHECKPOINTS
 from alexnet_jax.train import fit
 
-os.chdir(sys.path[0])
-host.configure_jax(2)
+host.configure_jax(2)  # two CPU devices; a GPU if there is one
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # noisy images are large as PNG
 plt.rcParams["figure.dpi"] = 90
 
@@ -54,7 +68,8 @@ folders = []  # such as [Path("runs/alexnet_2012"), Path("runs/no_lrn")]; empty:
 saved = Path("runs").glob(f"tiny*/{CHECKPOINTS}/[0-9]*[0-9]")  # runs with a checkpoint
 folders = folders or sorted({checkpoint.parents[1] for checkpoint in saved})
 if not folders:
-    c, folders = config.parse(tiny.get_config()), [Path("runs/tiny")]
+    c = replace(alexnet_jax.tiny, devices=min(2, jax.device_count()))
+    folders = [Path("runs/tiny")]
     prepare(c.data.source, c.data.records, size=c.data.size, format=c.data.format)
     fit(c, folders[0])
 print(*folders)
@@ -67,7 +82,7 @@ print(*folders)
 # with "not run" has a config but no run.
 
 # %%
-planned = [*planned_in("configs/alexnet_2012.py"), *planned_in("configs/ablations.py")]
+planned = [*planned_in("alexnet_2012"), *planned_in("ablations")]
 Markdown(report(folders, planned))
 
 # %% [markdown]

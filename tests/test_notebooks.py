@@ -1,6 +1,11 @@
 """The notebooks: both files of each hold the same cells, and they run."""
 
+import json
 import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -86,16 +91,67 @@ def checkout(tmp_path_factory):
     with (folder / "configs" / "tiny.py").open("a") as file:
         file.write(SMALL)
     (folder / "notebooks").mkdir()
+    shutil.copytree(ROOT / "tests" / "photos", folder / "tests" / "photos")
     return folder
+
+
+def test_the_cell_that_installs_is_the_same_in_all():
+    cells = [jupytext.read(script).cells for script in SCRIPTS]
+    first = {next(cell.source for cell in some if cell.cell_type == "code") for some in cells}
+    assert len(first) == 1
+    assert 'REPOSITORY = ""' in first.pop()
+
+
+@pytest.fixture(scope="module")
+def colab(checkout, tmp_path_factory):
+    """Python that has all that the package needs, but not the package; pip finds it in a folder."""
+    folder = tmp_path_factory.mktemp("colab")
+    source = folder / "source"
+    copied = shutil.ignore_patterns("__pycache__", "configs")
+    shutil.copytree(ROOT / "alexnet_jax", source / "alexnet_jax", ignore=copied)
+    shutil.copytree(checkout / "configs", source / "configs")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    wheel = ("pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source)
+    subprocess.run([sys.executable, "-m", *wheel], check=True)
+    venv.create(folder / "venv", with_pip=False)
+    (site,) = folder.glob("venv/lib/*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    kernel = folder / "kernels" / "colab"
+    kernel.mkdir(parents=True)
+    line = [str(folder / "venv/bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": line, "display_name": "colab", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    return folder, site
+
+
+def run_in(folder, script, kernel, keep, monkeypatch):
+    """Runs a notebook; what its kernel caches is in `keep`."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(keep / name.lower()))
+    notebook, where = jupytext.read(script), {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=where).execute()
+    assert figures(notebook) == figures(kept(script))
+    assert not [one for one in outputs(notebook) if one.output_type == "error"]
+    return notebook
 
 
 @pytest.mark.slow
 def test_a_notebook_runs_and_shows_its_figures(script, checkout, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(name, str(checkout / name.lower()))
-    notebook = jupytext.read(script)
-    where = {"metadata": {"path": str(checkout / "notebooks")}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
-    assert figures(notebook) == figures(kept(script))
-    assert not [one for one in outputs(notebook) if one.output_type == "error"]
+    monkeypatch.setenv("PYTHONPATH", str(checkout))
+    run_in(checkout / "notebooks", script, "python3", checkout, monkeypatch)
     assert list((checkout / "records").glob("*/manifest.json"))
+
+
+@pytest.mark.slow
+def test_a_notebook_installs_the_package_and_runs_alone(script, colab, tmp_path, monkeypatch):
+    folder, site = colab
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+    values = {"FIND_LINKS": folder, "NO_INDEX": 1, "NO_DEPS": 1, "IGNORE_INSTALLED": 1}
+    for name, value in values.items():
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    for installed in site.glob("alexnet_jax*"):
+        shutil.rmtree(installed)
+    run_in(tmp_path, script, "colab", folder, monkeypatch)
+    assert (site / "alexnet_jax").is_dir()
+    assert list((tmp_path / "records").glob("*/manifest.json"))
