@@ -50,7 +50,7 @@ def test_the_installed_package_trains_with_a_packaged_config(empty, installed):
     line = ["--config=configs/tiny.py", "--workdir=run", *(f"--config.{one}" for one in SMALL)]
     line += ["--config.evaluate.ten_views_at_end=False"]
     said = _run(empty, "alexnet_jax.main", *line)
-    assert "step 3" in said
+    assert "\nbest: epoch " in said
     assert (empty / "run" / "metrics.jsonl").exists()
     (empty / "records").rename(empty / "gone")  # the workdir is enough
     code = (

@@ -16,7 +16,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from alexnet_jax.data import layout
 from alexnet_jax.data.layout import File, Manifest, PrepareOptions, SplitInfo, Statistics
-from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.errors import UserError, system_reason
 from alexnet_jax.runtime.files import new_file, sync, unfinished
 
 LabelledImage = tuple[UInt8[np.ndarray, "size size 3"], int]
@@ -82,8 +82,11 @@ def write_shard(
                 labels.append(label)
                 pixels += image
                 products += _products(image)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # What array_record could not write is an OSError, as what Python could not write.
+        if isinstance(error, RuntimeError) and (words := system_reason(error)):
+            raise OSError(None, words, str(path)) from error
         raise
     size = temporary.stat().st_size
     sync(temporary)  # its name is safe with that of the part
