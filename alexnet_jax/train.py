@@ -115,7 +115,8 @@ def fit(c: config.Config, folder: Path) -> None:
         before = run.log.kept if run.log else []
         run.progress = Progress(before, batch=c.batch, first=run.step, last=run.plan.last)
         stack.enter_context(closing(run.progress))
-        run.profile = stack.enter_context(closing(Profile(c.traced_steps, folder)))
+        traced = Profile(c.traced_steps, folder, done=run.step, last=run.plan.last)
+        run.profile = stack.enter_context(closing(traced))
         stack.enter_context(run.stop)
         try:
             train(run)
@@ -156,7 +157,7 @@ def train(run: Run) -> None:
             run.profile.before(run.step + 1)
             run.state, scores = step(run.state, setup.normalization, batch, hyperparams)
             run.step += 1
-            run.profile.after(run.step, lambda: run.state)
+            run.profile.after(run.step, run.state)
             run.scores.append(scores)
             if len(in_flight) == IN_FLIGHT:  # else the host would fill the memory with batches
                 jax.block_until_ready(in_flight[0])

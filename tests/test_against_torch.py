@@ -149,8 +149,11 @@ def test_logits_loss_and_every_gradient_are_pytorchs(variant, devices):
     assert max(found.values()) < BOUND, found
 
 
+OTHERS = [pytest.param(v, 3 - devices, marks=pytest.mark.long) for v, devices in FAST]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "devices"), FAST)
+@pytest.mark.parametrize(("variant", "devices"), [*FAST, *OTHERS])
 def test_at_full_size_too(variant, devices):
     c = config.parse(VARIANTS[variant]())
     with jax.enable_x64(True):

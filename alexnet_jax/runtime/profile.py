@@ -1,6 +1,5 @@
 """A trace of some steps: what the devices and the host did, and when."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,29 @@ from alexnet_jax.runtime.terminal import say
 class Profile:
     """Traces some steps of a run, once."""
 
-    def __init__(self, steps: range, folder: Path) -> None:
-        """`steps` may be none; `folder` is the workdir."""
+    def __init__(self, steps: range, folder: Path, *, done: int, last: int) -> None:
+        """Says so if the first of `steps` is not among those that are left.
+
+        Args:
+          steps: to trace; may be none.
+          folder: the workdir.
+          done: steps before this start.
+          last: the step that ends the run, unless it ends before.
+        """
         self._folder, self._steps, self._begun = folder / "profile", steps, False
+        if steps and not done < steps[0] <= last:
+            say(f"config.profile: no trace, as step {steps[0]} is not among {done + 1} to {last}")
 
     def before(self, step: int) -> None:
-        """Called before `step`. A run that resumes after the first of the steps has no trace."""
+        """Called before `step`."""
         if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._begun = True
 
-    def after(self, step: int, result: Callable[[], Any]) -> None:
-        """Called after `step` was begun; `result` gives what it computes."""
+    def after(self, step: int, result: Any) -> None:
+        """Called after `step` was begun; `result` is what it computes."""
         if self._begun and step == self._steps[-1]:
-            jax.block_until_ready(result())
+            jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
