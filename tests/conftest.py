@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS", "cpu"))
 jax.config.update("jax_num_cpu_devices", 4)
+# Most of a test's time is XLA's compiling. Code that runs a few times need not be optimized.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 # Many tests compile the same step. Each session begins with an empty cache; its workers, and the
 # processes that they start, share it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
