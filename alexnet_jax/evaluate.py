@@ -1,4 +1,4 @@
-"""Error rates of trained networks, by the centre crop or by ten views: of one, or of an average.
+"""Error rates of a trained network, or of the average of several.
 
 python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
 
@@ -84,7 +84,7 @@ def _score(net: trained.Net, split: Split, name: str, stop: Stop) -> None:
         scored = net.setup.evaluator.score(
             net.params, split, views=views, what=way, check=stop.check
         )
-        say(f"step {net.step}, {name}, {way}: {scored.text()}")
+        say(f"step {net.step}, {name}, {way}: {scored.text(top5=net.config.has_top5)}")
 
 
 def _split_of(net: trained.Net, path: Path) -> Split:
@@ -120,6 +120,7 @@ def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, searc
         shall be searched for one network.
     """
     _check_alike(nets)
+    top5 = nets[0].config.has_top5
     if search and len(nets) < 2:
         raise UserError("--weights=search needs several networks; give more --workdirs")
     labels = nets[0].setup.validation.labels
@@ -129,17 +130,17 @@ def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, searc
         name = f"{net.folder}, step {net.step}"
         log = evaluator.log_probs(net.params, split, views=views, what=name)
         probs.append(np.exp(log))
-        say(f"{name}: {score_probs(probs[-1], labels).text()}")
+        say(f"{name}: {score_probs(probs[-1], labels).text(top5=top5)}")
     if not search:
         together = score_probs(average(probs, np.ones(len(nets))), labels)
         if len(nets) > 1:
-            say(f"{len(nets)} networks, equal weights: {together.text()}")
+            say(f"{len(nets)} networks, equal weights: {together.text(top5=top5)}")
         return together
     weights = search_weights([part[::2] for part in probs], labels[::2])
     shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
     together = score_probs(average([part[1::2] for part in probs], weights), labels[1::2])
     say(f"weights found on every second image: {shown}")
-    say(f"{len(nets)} networks, these weights, on the other images: {together.text()}")
+    say(f"{len(nets)} networks, these weights, on the other images: {together.text(top5=top5)}")
     return together
 
 

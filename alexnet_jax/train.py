@@ -113,7 +113,9 @@ def fit(c: config.Config, folder: Path) -> None:
             run.log = stack.enter_context(closing(MetricsLog(folder, run.step)))
             run.log.show(run.step, pictures.about(c))
         before = run.log.kept if run.log else []
-        run.progress = Progress(before, batch=c.batch, first=run.step, last=run.plan.last)
+        run.progress = Progress(
+            before, batch=c.batch, first=run.step, last=run.plan.last, top5=c.has_top5
+        )
         stack.enter_context(closing(run.progress))
         traced = Profile(c.traced_steps, folder, done=run.step, last=run.plan.last)
         run.profile = stack.enter_context(closing(traced))

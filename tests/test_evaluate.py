@@ -171,7 +171,7 @@ def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
     ("options", "said"),
     [
         (["--weights=search"], "error: --weights=search needs several networks"),
-        (["--devices=0"], "flag --devices=0: 0 is not a positive integer"),
+        (["--devices=0"], "error: --devices=0 must be a positive integer"),
         (["--json=none/scores.json"], "there is no folder none; make it first"),
         (["--step=last"], "error: --step=last: give newest, best"),
     ],

@@ -319,8 +319,8 @@ def test_a_photo_that_is_none(tmp_path, capsys):
         main([f"--source=folder:{tmp_path}/photos", f"--out={tmp_path}/out", "--size=16"])
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error")]
     assert line.endswith(
-        f"{tmp_path}/photos/dog/3.jpg: cannot be decoded; fix or remove it, or leave out such "
-        f"images with prepare --skip-bad"
+        f"{tmp_path}/photos/dog/3.jpg: is not an image (JPEG, PNG, ...); fix or remove it, or "
+        f"leave out such images with prepare --skip-bad"
     )
     main([f"--source=folder:{tmp_path}/photos", f"--out={tmp_path}/out", "--size=16", "--skip-bad"])
     assert len(open_records(tmp_path / "out").manifest.skipped) == 1
