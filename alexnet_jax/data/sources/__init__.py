@@ -41,7 +41,8 @@ def open_source(spec: str, size: int) -> Source:
 
     ilsvrc2012:PATH: PATH holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which are read
     without unpacking; or train/ with WNID/*.JPEG or WNID.tar, and val/ or validation/ with *.JPEG
-    or WNID/*.JPEG; or Kaggle's ILSVRC/Data/CLS-LOC with these; or WNID/*.JPEG or WNID.tar, which
+    or WNID/*.JPEG; or Kaggle's ILSVRC/Data/CLS-LOC with these, and LOC_val_solution.csv, whose
+    labels come first for a flat val/; or WNID/*.JPEG or WNID.tar, which
     are training images only. The labels always number all 1000 classes, sorted by WNID.
 
     classes:PATH@N: PATH/CLASS/IMAGE or PATH/CLASS.tar, as ImageNet's releases of all classes come.
