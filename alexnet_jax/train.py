@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from alexnet_jax import config, optim
+from alexnet_jax.data import augment
 from alexnet_jax.data.info import info_bytes
 from alexnet_jax.data.origin import check_origin
-from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.data.pipeline import eval_batches, train_batches
 from alexnet_jax.runtime import distributed, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.metrics import FILE, Clock, MetricsLog
 from alexnet_jax.runtime.profile import Profile
-from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
+from alexnet_jax.runtime.sharding import fetch, gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import diagnostics, memory, pictures
@@ -270,8 +272,6 @@ def read_line(run: Run, line: Line) -> dict[str, float]:
         values |= means.named("train") | {"opt/lr": line.rate}
     if line.layers is not None:
         values |= diagnostics.read_layers(line.layers)
-        if run.log is not None:
-            run.log.show(line.step, pictures.of_outputs(jax.device_get(line.layers[1])))
     return values
 
 
@@ -325,15 +325,28 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def show(run: Run) -> None:
-    """Shows kernels, weights and mistakes in TensorBoard; all processes must call it."""
+    """Shows kernels, weights, outputs and mistakes in TensorBoard; all processes must call it."""
     setup, c, params = run.setup, run.setup.config, run.state["params"]
     classes = setup.records.manifest.classes
     shown = pictures.of_weights(params, c.model.towers)
+    shown += pictures.of_outputs(validation_outputs(run))
     shown += pictures.of_mistakes(
         setup.evaluator, params, setup.validation, classes, c.evaluate.batch
     )
     if run.log is not None:
         run.log.show(run.step, shown)
+
+
+def validation_outputs(run: Run) -> dict[str, np.ndarray]:
+    """The highest output of each unit for each of the first validation images, a batch at most."""
+    setup, c, split = run.setup, run.setup.config, run.setup.validation
+    rows = local_rows(setup.network.mesh, c.batch)  # of the training's size: nothing is compiled
+    read = eval_batches(split, batch=c.batch, rows=rows, threads=c.data.threads)
+    with closing(read) as batches:
+        images = put_batch(setup.network.mesh, next(batches), c.batch)["image"]
+    view = augment.view(images, setup.normalization["mean"], c.data, augment.CENTRE)
+    _, tops = fetch(run.diagnose(run.state, view))
+    return {layer: top[: len(split)] for layer, top in tops.items()}
 
 
 def save(run: Run, metrics: dict[str, float]) -> None:

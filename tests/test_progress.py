@@ -14,6 +14,7 @@ import pytest
 from alexnet_jax import config
 from alexnet_jax.runtime import terminal
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.train import fit
 from alexnet_jax.training import pictures
 from alexnet_jax.training.pictures import kernel_mosaic
@@ -112,7 +113,7 @@ class Ended(NamedTuple):
 @pytest.fixture(scope="module")
 def run(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("progress")
-    values = {"devices": 2, "evaluate__ten_views_at_end": False, "log__layers_every": 16}
+    values = {"devices": 2, "evaluate__ten_views_at_end": False, "log__layers_every": 0}
     values |= {"profile": "3:5"}
     told = [io.StringIO(), io.StringIO()]
     for steps, output in zip((20, 32), told, strict=True):
@@ -163,7 +164,17 @@ def test_tensorboard_shows_kernels_weights_outputs_and_the_config(run):
     np.testing.assert_allclose(value.sum, kernel.sum(), rtol=1e-5)
     outputs = {tag for tag in tags["histograms"] if tag.startswith("highest_outputs/")}
     assert len(outputs) == len(run.c.model.names) - 1
-    assert [one.step for one in found.Histograms("highest_outputs/fc7")] == [16, 32]
+    setup = make_setup(run.c)
+    images = np.empty((16, 72, 72, 3), np.uint8)  # a batch of the first validation images
+    for index, out in enumerate(images):
+        setup.validation.read(index, out)
+    placed = put_batch(setup.network.mesh, {"image": images}, 16)["image"]
+    for layer, axes in (("conv2", (1, 2)), ("fc7", ())):
+        events = found.Histograms(f"highest_outputs/{layer}")
+        assert [one.step for one in events] == [16, 20, 32]  # each evaluation
+        outputs = np.asarray(setup.evaluator.outputs_of(params, placed, layer)).max(axes)
+        assert events[-1].histogram_value.num == outputs.size
+        np.testing.assert_allclose(events[-1].histogram_value.sum, outputs.sum(), rtol=1e-4)
 
     text = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert '      "batch": 16,' in text.splitlines()
