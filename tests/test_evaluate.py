@@ -87,7 +87,7 @@ def test_searched_weights_are_the_best_of_a_fine_grid():
         ).loss
 
     best = min(loss(share) for share in np.linspace(0, 1, 201))
-    assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-3
+    assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-6
 
 
 @pytest.fixture(scope="module")
