@@ -132,6 +132,7 @@ def fit(c: config.Config, folder: Path) -> None:
             say(f"stopped after step {run.step}, which is saved in {folder}")
             raise
         checkpoints.wait()
+        run.progress.close()  # what follows stands below the bar
         say(run.progress.best())
         say(f"metrics in {folder / FILE}, checkpoints in {folder / workdir.CHECKPOINTS}")
         say(next_commands(folder))

@@ -126,7 +126,9 @@ class Progress:
         say(header(top5=top5))
         for one in epochs(self._lines, batch):
             say(one.text(top5=top5))
-        self._bar = progress_bar(last, "training", "steps", initial=first, only_on_terminal=True)
+        self._bar = progress_bar(  # its numbers say how many images/s
+            last, "training", "steps", initial=first, only_on_terminal=True, rate=False
+        )
 
     def step(self) -> None:
         """A step was done."""
