@@ -342,6 +342,11 @@ class Config:
     log: Log
 
     @property
+    def has_top5(self) -> bool:
+        """Whether the top-5 error says anything: with five classes or fewer it is always 0."""
+        return self.model.classes > 5
+
+    @property
     def traced_steps(self) -> range:
         """The steps that `profile` names. Raises ValueError if it names none."""
         start, _, stop = (self.profile or "0:0").partition(":")

@@ -1,4 +1,4 @@
-"""Error rates of trained networks, by the centre crop or by ten views: of one, or of an average.
+"""Error rates of a trained network, or of the average of several.
 
 python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
 
@@ -84,7 +84,7 @@ def _score(net: trained.Net, split: Split, name: str, stop: Stop) -> None:
         scored = net.setup.evaluator.score(
             net.params, split, views=views, what=way, check=stop.check
         )
-        say(f"step {net.step}, {name}, {way}: {scored.text()}")
+        say(f"step {net.step}, {name}, {way}: {scored.text(top5=net.config.has_top5)}")
 
 
 def _split_of(net: trained.Net, path: Path) -> Split:
@@ -120,6 +120,7 @@ def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, searc
         shall be searched for one network.
     """
     _check_alike(nets)
+    top5 = nets[0].config.has_top5
     if search and len(nets) < 2:
         raise UserError("--weights=search needs several networks; give more --workdirs")
     labels = nets[0].setup.validation.labels
@@ -129,17 +130,17 @@ def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, searc
         name = f"{net.folder}, step {net.step}"
         log = evaluator.log_probs(net.params, split, views=views, what=name)
         probs.append(np.exp(log))
-        say(f"{name}: {score_probs(probs[-1], labels).text()}")
+        say(f"{name}: {score_probs(probs[-1], labels).text(top5=top5)}")
     if not search:
         together = score_probs(average(probs, np.ones(len(nets))), labels)
         if len(nets) > 1:
-            say(f"{len(nets)} networks, equal weights: {together.text()}")
+            say(f"{len(nets)} networks, equal weights: {together.text(top5=top5)}")
         return together
     weights = search_weights([part[::2] for part in probs], labels[::2])
     shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
     together = score_probs(average([part[1::2] for part in probs], weights), labels[1::2])
     say(f"weights found on every second image: {shown}")
-    say(f"{len(nets)} networks, these weights, on the other images: {together.text()}")
+    say(f"{len(nets)} networks, these weights, on the other images: {together.text(top5=top5)}")
     return together
 
 
@@ -162,29 +163,24 @@ def score_probs(probs: Probs, labels: Labels) -> Scores:
 
 
 def search_weights(probs: Sequence[Probs], labels: Labels) -> Float[np.ndarray, " networks"]:
-    """The weights, with sum 1, of the average with the lowest mean loss: a coordinate search.
+    """The weights, with sum 1 and none below 0, of the average with the lowest mean loss.
 
-    Each weight in turn is multiplied by some factors, and a product that lowers the loss is kept.
-    A set of factors is tried until none lowers the loss; then comes a set that is nearer to 1.
+    The loss is convex in them, so what SLSQP finds is the best.
     """
-    weights = np.ones(len(probs)) / len(probs)
+    from scipy.optimize import minimize
+
     found = np.stack([_label_probs(part, labels) for part in probs]).astype(np.float64)
 
-    def loss(weights: np.ndarray) -> float:
-        return float(-np.log(np.maximum(weights @ found / weights.sum(), TINY)).mean())
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """The mean loss and its derivatives."""
+        own = np.maximum(weights @ found, TINY)
+        return float(-np.log(own).mean()), -(found / own).mean(axis=1)
 
-    lowest = loss(weights)
-    for factors in ((0.0, 0.5, 2.0), (0.8, 1.25), (0.95, 1.05)):
-        lowered = True
-        while lowered:
-            lowered = False
-            for net in range(len(weights)):
-                for factor in factors:
-                    tried = weights.copy()
-                    tried[net] *= factor
-                    if tried.sum() and loss(tried) < lowest * (1 - 1e-6):  # more than rounding
-                        weights, lowest, lowered = tried / tried.sum(), loss(tried), True
-    return weights
+    count = len(probs)
+    sum_1 = {"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": np.ones_like}
+    limits = {"bounds": [(0, 1)] * count, "constraints": sum_1}
+    weights = minimize(loss, np.ones(count) / count, jac=True, method="SLSQP", **limits).x
+    return weights / weights.sum()
 
 
 def _label_probs(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:

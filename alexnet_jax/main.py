@@ -1,4 +1,6 @@
-"""python -m alexnet_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE]
+"""Trains a network, scores a checkpoint, or describes a network and runs nothing.
+
+python -m alexnet_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE]
 
 MODE is train, evaluate or describe. Any value of the config can be set on the command line:
 --config.batch=64 --config.data.records=DIR. If a cluster starts this command in several processes,
@@ -50,20 +52,25 @@ def _run(arguments: Sequence[str]) -> None:
     if ON.value is not None and MODE.value != "evaluate":
         raise UserError("--on: only --mode=evaluate scores other images")
     folder = None if MODE.value == "describe" else Path(cli.required(WORKDIR, "runs/tiny"))
+    step = trained.parse_step(STEP.value)
     distributed.initialize()
     distributed.require_same("--config", json.dumps(config.as_dict(c)))
+    if folder is not None and MODE.value == "evaluate":
+        workdir.read_config(folder)  # before all that takes longer
     host.configure_jax(c.devices, deterministic=c.deterministic)
     c = _complete(c)
+    if folder is not None:
+        distributed.on_main_process(lambda: _check_workdir(c, folder))
     network = make_network(c)
     _describe(c, network)
     if folder is None:
         return
     if MODE.value == "train":
         check_memory(network, c, training=True)
-        distributed.on_main_process(lambda: _prepare(c, folder))
+        distributed.on_main_process(lambda: _prepare(c.data))
         fit(c, folder)
     else:
-        evaluate(c, folder, trained.parse_step(STEP.value), Path(ON.value) if ON.value else None)
+        evaluate(c, folder, step, Path(ON.value) if ON.value else None)
 
 
 def _describe(c: config.Config, network: ShardedModel) -> None:
@@ -91,24 +98,28 @@ def _count_classes(data: config.Data) -> int:
     return len(open_source(data.source, data.size).classes)
 
 
-def _prepare(c: config.Config, folder: Path) -> None:
-    """Makes the records if they are not there and the config says of what.
-
-    Raises:
-      UserError: see `prepare`; or `folder` holds a run on another source.
-    """
-    data = c.data
-    if is_open(data.source) or is_prepared(data.records):
+def _check_workdir(c: config.Config, folder: Path) -> None:
+    """Raises UserError if `folder` holds a run of another config, or of a source not prepared."""
+    if not (folder / workdir.CONFIG).exists():
         return
-    if (folder / workdir.CONFIG).exists():
-        before = workdir.read_config(folder).data.source
-        if before != data.source:
-            raise UserError(
-                f"{folder} was trained on {before}; --config.data.source says {data.source}; "
-                f"give another --workdir, and --config.init_from={folder} to start from its weights"
-            )
-    say(f"making records in {data.records}")
-    prepare(data.source, data.records, size=data.size, format=data.format)
+    before = workdir.read_config(folder).data.source
+    if _lacks_records(c.data) and before != c.data.source:
+        raise UserError(
+            f"{folder} was trained on {before}; --config.data.source says {c.data.source}; "
+            f"give another --workdir, and --config.init_from={folder} to start from its weights"
+        )
+    workdir.check(folder, c)
+
+
+def _prepare(data: config.Data) -> None:
+    """Makes the records if they are not there and the config says of what; raises as `prepare`."""
+    if _lacks_records(data):
+        say(f"making records in {data.records}")
+        prepare(data.source, data.records, size=data.size, format=data.format)
+
+
+def _lacks_records(data: config.Data) -> bool:
+    return not is_open(data.source) and not is_prepared(data.records)
 
 
 if __name__ == "__main__":

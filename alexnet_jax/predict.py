@@ -120,7 +120,7 @@ def _run(arguments: Sequence[str]) -> None:
     host.configure_jax(1)
     step, file, out = trained.parse_step(STEP.value), cli.output(JSON), image_file(OUT)
     model = WORKDIR.value if MODEL.value is None else cli.required(MODEL, "runs/tiny")
-    if model is None or None not in (MODEL.value, WORKDIR.value):
+    if not model or None not in (MODEL.value, WORKDIR.value):
         raise UserError("give a network: --model=runs/tiny, and no --workdir, its other name")
     submission = cli.output(SUBMISSION)
     if submission:

@@ -1,4 +1,4 @@
-"""Prepares records from images, once for a whole set: rescale, cut, store, compute statistics (§2).
+"""Makes records from images, once for a whole set: rescaled and cut, with their statistics (§2).
 
 python -m alexnet_jax.prepare --source=folder:PATH --out=DIR
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
@@ -46,11 +46,8 @@ WITH_COMPARATORS = flags.DEFINE_bool("comparators", False, "Rows of Tables 1 and
 OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
-class Errors(NamedTuple):
-    """Error rates on a split, in [0, 1]."""
-
-    top1: float
-    top5: float
+Errors = tuple[float, ...]
+"""Top-1 and top-5 error on a split, in [0, 1]; with five classes or fewer the first alone."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +94,9 @@ def read_run(folder: Path) -> Run:
         records=starts[-1].records if starts else c.data.source,
         steps=lines[-1]["step"],
         epochs=lines[-1]["epoch"],
-        one_view=_last(lines, "val"),
-        ten_views=_last(lines, "val_ten_views"),
-        nine_views=_last(lines, "val_nine_views"),
+        one_view=_last(lines, "val", c),
+        ten_views=_last(lines, "val_ten_views", c),
+        nine_views=_last(lines, "val_nine_views", c),
         machines=tuple(dict.fromkeys(_machine(start) for start in starts)),
     )
 
@@ -209,11 +206,12 @@ def _machine(start: workdir.Start) -> str:
     return f"{start.devices} x {start.kind}"
 
 
-def _last(lines: list[dict[str, Any]], prefix: str) -> Errors | None:
+def _last(lines: list[dict[str, Any]], prefix: str, c: config.Config) -> Errors | None:
     """The errors of the last line of metrics that has them."""
     for line in reversed(lines):
         if line.get(f"{prefix}/top1_error") is not None:
-            return Errors(line[f"{prefix}/top1_error"], line[f"{prefix}/top5_error"])
+            names = ("top1_error", "top5_error") if c.has_top5 else ("top1_error",)
+            return tuple(line[f"{prefix}/{name}"] for name in names)
     return None
 
 

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from alexnet_jax import config, optim
+from alexnet_jax.data import augment
 from alexnet_jax.data.info import info_bytes
 from alexnet_jax.data.origin import check_origin
-from alexnet_jax.data.pipeline import train_batches
+from alexnet_jax.data.pipeline import eval_batches, train_batches
 from alexnet_jax.runtime import distributed, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints, Restored
 from alexnet_jax.runtime.metrics import FILE, Clock, MetricsLog
 from alexnet_jax.runtime.profile import Profile
-from alexnet_jax.runtime.sharding import gather, local_rows, put_batch
+from alexnet_jax.runtime.sharding import fetch, gather, local_rows, put_batch
 from alexnet_jax.runtime.signals import Stop, Stopped
 from alexnet_jax.runtime.terminal import say
 from alexnet_jax.training import diagnostics, memory, pictures
@@ -113,7 +115,9 @@ def fit(c: config.Config, folder: Path) -> None:
             run.log = stack.enter_context(closing(MetricsLog(folder, run.step)))
             run.log.show(run.step, pictures.about(c))
         before = run.log.kept if run.log else []
-        run.progress = Progress(before, batch=c.batch, first=run.step, last=run.plan.last)
+        run.progress = Progress(
+            before, batch=c.batch, first=run.step, last=run.plan.last, top5=c.has_top5
+        )
         stack.enter_context(closing(run.progress))
         traced = Profile(c.traced_steps, folder, done=run.step, last=run.plan.last)
         run.profile = stack.enter_context(closing(traced))
@@ -128,6 +132,7 @@ def fit(c: config.Config, folder: Path) -> None:
             say(f"stopped after step {run.step}, which is saved in {folder}")
             raise
         checkpoints.wait()
+        run.progress.close()  # what follows stands below the bar
         say(run.progress.best())
         say(f"metrics in {folder / FILE}, checkpoints in {folder / workdir.CHECKPOINTS}")
         say(next_commands(folder))
@@ -268,8 +273,6 @@ def read_line(run: Run, line: Line) -> dict[str, float]:
         values |= means.named("train") | {"opt/lr": line.rate}
     if line.layers is not None:
         values |= diagnostics.read_layers(line.layers)
-        if run.log is not None:
-            run.log.show(line.step, pictures.of_outputs(jax.device_get(line.layers[1])))
     return values
 
 
@@ -323,15 +326,28 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def show(run: Run) -> None:
-    """Shows kernels, weights and mistakes in TensorBoard; all processes must call it."""
+    """Shows kernels, weights, outputs and mistakes in TensorBoard; all processes must call it."""
     setup, c, params = run.setup, run.setup.config, run.state["params"]
     classes = setup.records.manifest.classes
     shown = pictures.of_weights(params, c.model.towers)
+    shown += pictures.of_outputs(validation_outputs(run))
     shown += pictures.of_mistakes(
         setup.evaluator, params, setup.validation, classes, c.evaluate.batch
     )
     if run.log is not None:
         run.log.show(run.step, shown)
+
+
+def validation_outputs(run: Run) -> dict[str, np.ndarray]:
+    """The highest output of each unit for each of the first validation images, a batch at most."""
+    setup, c, split = run.setup, run.setup.config, run.setup.validation
+    rows = local_rows(setup.network.mesh, c.batch)  # of the training's size: nothing is compiled
+    read = eval_batches(split, batch=c.batch, rows=rows, threads=c.data.threads)
+    with closing(read) as batches:
+        images = put_batch(setup.network.mesh, next(batches), c.batch)["image"]
+    view = augment.view(images, setup.normalization["mean"], c.data, augment.CENTRE)
+    _, tops = fetch(run.diagnose(run.state, view))
+    return {layer: top[: len(split)] for layer, top in tops.items()}
 
 
 def save(run: Run, metrics: dict[str, float]) -> None:

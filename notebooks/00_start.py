@@ -48,7 +48,7 @@ import cv2
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from flax import nnx
+import treescope
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 import alexnet_jax
@@ -128,7 +128,7 @@ for layer, rows in (("conv1", grid[:2]), ("conv5", grid[2:])):
 
 # %%
 # The model is a Flax module: a tree to unfold. Its arrays have the sizes of both towers together.
-nnx.display(net.module)
+treescope.display(net.module)
 
 # %%
 # Further training on photos of one's own: PHOTOS/train/CLASS/*.jpg and PHOTOS/val/CLASS/*.jpg. Only

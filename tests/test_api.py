@@ -187,7 +187,7 @@ def test_the_last_batch_is_filled_up_and_changes_nothing(net, images):
     ("image", "line"),
     [
         ("none.jpg", r"none\.jpg cannot be read: No such file or directory"),
-        ("text.jpg", r"text\.jpg cannot be decoded"),
+        ("text.jpg", r"text\.jpg is not an image \(JPEG, PNG, \.\.\.\)$"),
         (b"", "an image is empty"),
         (np.zeros((3, 64, 64), np.float32), r"got float32 \[3, 64, 64\]"),
         (np.zeros((3, 64, 64), np.uint8), r"got uint8 \[3, 64, 64\]"),
@@ -313,6 +313,25 @@ def test_a_workdir_or_a_readme_is_not_written_over(net, run, tmp_path):
         UserError, match=r"has the config\.json of a run or of another program; give another$"
     ):
         net.save_pretrained(run)
+
+
+def test_a_workdir_is_not_a_folder_to_share_and_the_line_says_what_to_do(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(UserError) as error:
+        alexnet_jax.from_pretrained(run.name)
+    assert str(error.value) == (
+        "run is the workdir of a run; open it with alexnet_jax.load, or make a folder to share: "
+        "python -m alexnet_jax.weights save --workdir=run --out=mine"
+    )
+    assert alexnet_jax.load(run.name).step == 6  # the first advice
+
+
+@pytest.mark.parametrize("where", [5, None, b"runs/tiny", "", ["runs/tiny"]])
+def test_what_is_no_path_is_one_line(where):
+    said = f"give a workdir, a folder to share or hf://OWNER/NAME; got {where!r}"
+    for opened in (alexnet_jax.load, alexnet_jax.from_pretrained):
+        with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+            opened(where)
 
 
 # --- commands -----------------------------------------------------------------------------------

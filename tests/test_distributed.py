@@ -13,7 +13,7 @@ from alexnet_jax.runtime import distributed, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.sharding import by_machine
 from alexnet_jax.train import fit
-from alexnet_jax.training.progress import HEADER
+from alexnet_jax.training.progress import header
 from tests.conftest import make_config
 from tests.processes import (
     VALUES,
@@ -84,7 +84,7 @@ def test_a_signal_to_one_stops_all_and_any_number_resumes(records, alone, tmp_pa
     assert [one.status for one in results] == [75, 75], results
     assert "resumes from the newest checkpoint" in results[0].errors.splitlines()[-1]
     assert results[0].output.count(" *  ") == 1  # a line for the evaluation of step 8
-    assert HEADER not in results[1].output  # the main process prints for all
+    assert header(top5=True) not in results[1].output  # the main process prints for all
     stopped = end_of(records, folder)
     assert stopped.step == 8
     assert stopped.lines == [line for line in alone.lines if line["step"] <= 8]

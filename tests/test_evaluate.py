@@ -87,7 +87,7 @@ def test_searched_weights_are_the_best_of_a_fine_grid():
         ).loss
 
     best = min(loss(share) for share in np.linspace(0, 1, 201))
-    assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-3
+    assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
     ("options", "said"),
     [
         (["--weights=search"], "error: --weights=search needs several networks"),
-        (["--devices=0"], "flag --devices=0: 0 is not a positive integer"),
+        (["--devices=0"], "error: --devices=0 must be a positive integer"),
         (["--json=none/scores.json"], "there is no folder none; make it first"),
         (["--step=last"], "error: --step=last: give newest, best"),
     ],

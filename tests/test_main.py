@@ -1,6 +1,8 @@
 """The command main, and what all commands share: options, configs and one line for each error."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,16 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from alexnet_jax import main, weights
-from alexnet_jax.runtime import cli, host
+import alexnet_jax
+from alexnet_jax import config, evaluate, main, predict, report, weights
+from alexnet_jax.benchmark import __main__ as benchmark
+from alexnet_jax.figures import __main__ as figures
+from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/tiny.py"
+KINDS = "--config.data.source=foldr:x: there is no source 'foldr'; a source is folder:PATH, ilsvrc"
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,12 +45,13 @@ def test_in_a_process_an_error_is_the_last_line_and_the_status():
     assert not (ROOT / "none").exists()
 
 
-def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
+def fails_in_one_line(run, arguments, said, capsys, monkeypatch, *, first=True):
     monkeypatch.setattr(host, "configure_jax", lambda *_, **__: None)  # the process has begun
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
         run(arguments)
-    error = capsys.readouterr().err
+    told, error = capsys.readouterr()
+    assert not (first and told)  # what is wrong comes before all that is printed
     assert ended.value.code == 2
     assert error.startswith("error: ")
     assert said in error
@@ -57,6 +64,9 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
     [
         ([], "error: --config is missing"),
         ([TINY], "error: --workdir is missing: give it, as --workdir=runs/tiny"),
+        ([TINY, "--workdir="], "error: --workdir is missing: give it, as --workdir=runs/tiny"),
+        ([TINY, "--workdir=none", "--mode=evaluate"], "error: none holds no run: there is no con"),
+        ([TINY, "--workdir=none", "--step=bset"], "error: --step=bset: give newest, best or the"),
         (["--config=configs/none.py"], "there is no config configs/none.py; give a file, or one"),
         (["--config=tinny"], "one of ablations, alexnet, alexnet_2012, cifar10, finetune, run_"),
         (["--config=README.md"], "README.md cannot be loaded: SyntaxError"),
@@ -65,7 +75,17 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
         (["--config"], "Missing value for flag --config"),
         ([TINY, "--config.bacth=3"], "config has no key 'bacth'; did you mean 'batch'?"),
         ([TINY, "--config.a.b=3"], "the config has no such key: a"),
-        ([TINY, "--config.batch=x"], "flag --config.batch=x"),
+        ([TINY, "--config.batch=x"], "error: --config.batch=x must be an integer"),
+        ([TINY, "--config.batch="], "error: --config.batch= must be an integer"),
+        ([TINY, "--config.batch=1.5"], "error: --config.batch=1.5 must be an integer"),
+        ([TINY, "--config.optim.momentum=x"], "error: --config.optim.momentum=x must be a number"),
+        ([TINY, "--config.data.mirror=x"], "error: --config.data.mirror=x must be true or false"),
+        ([TINY, "--config.model.kernels=(1,"], "--config.model.kernels=(1, must be a tuple, as (1"),
+        ([TINY, "--config.data.source=foldr:x", "--workdir=none"], KINDS),
+        (
+            [TINY, "--config.data.source=folder:", "--workdir=none"],
+            "does not say where it is; a so",
+        ),
         ([TINY, "--config.batch=0"], "config.batch=0 must be greater than or equal to 1"),
         (["--config.batch=3", TINY], "before a value for --config"),
         ([TINY, "--mode=tarin"], "flag --mode=tarin: value should be one of <train|evaluate"),
@@ -82,13 +102,15 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
     ],
 )
 def test_a_wrong_command_gets_one_clear_line(arguments, said, capsys, monkeypatch):
-    fails_in_one_line(main.main, arguments, said, capsys, monkeypatch)
+    first = "prepare" not in said  # records are opened after the table of layers
+    fails_in_one_line(main.main, arguments, said, capsys, monkeypatch, first=first)
 
 
 def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
     arguments = [TINY, "--workdir=/proc/none", f"--config.data.records={records}"]
     arguments += ["--config.data.source=generated:256"]
-    fails_in_one_line(main.main, arguments, "the workdir /proc/none", capsys, monkeypatch)
+    said = "the workdir /proc/none"
+    fails_in_one_line(main.main, arguments, said, capsys, monkeypatch, first=False)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +118,13 @@ def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
     [
         (["export"], "error: --workdir is missing"),
         (["export", "--workdir=none"], "error: --file is missing"),
+        (["save", "--workdir=", "--out=none"], "error: --workdir is missing"),
+        (["save", "--workdir=none", "--out=none"], "error: none holds no run"),
+        (
+            ["save", "--workdir=none", "--out=none", "--step=bset"],
+            "error: --step=bset: give newest",
+        ),
+        (["import", TINY, "--workdir=", "--file=none"], "error: --workdir is missing"),
         (["--workdir=x", "--file=y"], "error: give one of save, export, import"),
         (["export", "import"], "error: give one of save, export, import"),
         (["import", "--workdir=none", "--file=none"], "error: --config is missing"),
@@ -103,6 +132,62 @@ def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
 )
 def test_a_wrong_command_of_weights_too(arguments, said, capsys, monkeypatch):
     fails_in_one_line(weights.main, arguments, said, capsys, monkeypatch)
+
+
+def test_a_wrong_workdir_comes_first_in_the_others(capsys, monkeypatch):
+    for run, line, said in (
+        (predict.main, ["--model=", "a.jpg"], "error: --model is missing: give it, as --model="),
+        (predict.main, ["--workdir=", "a.jpg"], "error: give a network: --model=runs/tiny"),
+        (predict.main, ["--model=none", "a.jpg"], "error: none holds no run"),
+        (predict.main, ["--model=none", "a.jpg", "--step=bset"], "error: --step=bset: give newest"),
+        (evaluate.main, ["--workdirs="], "error: --workdirs is missing"),
+        (evaluate.main, ["--workdirs=none"], "error: none holds no run"),
+        (figures.main, ["kernels", "--workdirs=,", "--out=none.png"], "error: --workdirs is missi"),
+        (
+            figures.main,
+            ["kernels", "--workdirs=none", "--out=none.png"],
+            "error: none holds no run",
+        ),
+        (report.main, ["--workdirs=none"], "error: none holds no run"),
+    ):
+        fails_in_one_line(run, line, said, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate"])
+def test_a_workdir_of_another_recipe_names_both_and_some_keys(tmp_path, capsys, monkeypatch, mode):
+    c = cli.load_config("tiny")
+    workdir.claim(tmp_path, c)
+    line = ["--config=alexnet", f"--workdir={tmp_path}", f"--mode={mode}"]
+    different = len(config.differences(config.as_dict(c), cli.load_config("alexnet")))
+    assert different > 20
+    said = (
+        f"{tmp_path} holds a run of another config (tiny, not alexnet); it differs in batch, "
+        f"data.crop, data.format, data.mean and {different - 4} more; give another --workdir, or"
+    )
+    fails_in_one_line(main.main, line, said, capsys, monkeypatch)
+    line = [TINY, f"--workdir={tmp_path}", f"--mode={mode}", "--config.seed=7", "--config.batch=8"]
+    said = "a run of another config; it differs in batch, seed; give another --workdir, or the same"
+    fails_in_one_line(main.main, line, said, capsys, monkeypatch)
+
+
+def test_the_package_lists_its_commands():
+    """Those with a `main`, each with the first line that its --help prints."""
+    line = [sys.executable, "-m", "alexnet_jax"]
+    done = [
+        subprocess.run([*line, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+        for more in ([], ["--help"], ["--version"], ["train"])
+    ]
+    assert done[0].stdout == done[1].stdout
+    listed = re.findall(r"^  python -m alexnet_jax\.(\w+) +(.+)$", done[0].stdout, re.M)
+    modules = {
+        name: importlib.import_module(f"alexnet_jax.{name}")
+        for name in ("evaluate", "main", "predict", "prepare", "report", "weights")
+    } | {"benchmark": benchmark, "figures": figures}
+    assert dict(listed) == {name: one.__doc__.splitlines()[0] for name, one in modules.items()}
+    assert all(len(text) < 100 and not text.startswith("python") for _, text in listed)
+    assert done[2].stdout == f"alexnet_jax {alexnet_jax.__version__}\n"
+    assert [one.returncode for one in done] == [0, 0, 0, 2]
+    assert done[3].stderr.startswith("error: 'train': give the command with a dot")
 
 
 def test_help_prints_the_docstring_and_each_option_with_its_default(capsys):

@@ -72,7 +72,7 @@ def test_files_that_are_no_images_are_named_and_the_others_labelled(net, files, 
     assert [line.split(":")[0] for line in said.out.splitlines()] == [str(f) for f in files[:2]]
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert errors == [
-        f"error: {tmp_path}/text.png cannot be decoded",
+        f"error: {tmp_path}/text.png is not an image (JPEG, PNG, ...)",
         f"error: {tmp_path}/none.png cannot be read: No such file or directory",
     ]
 

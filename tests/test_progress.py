@@ -14,14 +14,16 @@ import pytest
 from alexnet_jax import config
 from alexnet_jax.runtime import terminal
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.train import fit
 from alexnet_jax.training import pictures
 from alexnet_jax.training.pictures import kernel_mosaic
-from alexnet_jax.training.progress import HEADER, Progress, epochs
+from alexnet_jax.training.progress import Progress, epochs, header
 from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 from tests.runs import saved
 
+HEADER = header(top5=True)
 LINES = [
     {"step": 3, "epoch": 0.6, "train/loss": 2.0, "train/top1_error": 0.9, "opt/lr": 0.1}
     | {"time/images_per_s": 10.0, "time/compile_s": 4.0, "time/left_s": 90.0},
@@ -47,35 +49,50 @@ def test_an_epoch_is_the_mean_of_its_lines():
     assert second.seconds == pytest.approx(5 + 3)
 
 
-def test_columns_stand_under_their_heads():
-    heads = [(found.start(), found.end()) for found in re.finditer(r"\S+( \S+)*", HEADER)]
+@pytest.mark.parametrize("top5", [True, False])
+def test_columns_stand_under_their_heads(top5):
+    head = header(top5=top5)
+    heads = [(found.start(), found.end()) for found in re.finditer(r"\S+( \S+)*", head)]
+    assert len(heads) == (8 if top5 else 7)
     for one in epochs(LINES, batch=20):
-        ends = [found.end() for found in re.finditer(r"[\d.:%]+", one.text())]
+        ends = [found.end() for found in re.finditer(r"[\d.:%]+", one.text(top5=top5))]
         assert len(ends) == len(heads)
         assert all(start < end <= stop for end, (start, stop) in zip(ends, heads, strict=True))
 
 
 def test_in_a_file_each_line_of_metrics_is_told(capsys):
-    progress = Progress(LINES[:1], batch=20, first=3, last=10)
+    progress = Progress(LINES[:1], batch=20, first=3, last=10, top5=True)
     for line in LINES[1:]:
         progress.add(line)
     progress.close()
     told, bars = capsys.readouterr()
     assert not bars
-    first, second = (one.text() for one in epochs(LINES, batch=20))
+    first, second = (one.text(top5=True) for one in epochs(LINES, batch=20))
     assert told.splitlines() == [HEADER, first, second]
     assert "*" in first
     assert "*" not in second
     assert progress.best() == "best: epoch 1, top-1 error 40.00%"
 
-    Progress([], batch=20, first=0, last=10).add(LINES[0])
+    Progress([], batch=20, first=0, last=10, top5=True).add(LINES[0])
     line = "step 3 of 10: loss 2.0000, error 90.00%, rate 0.1, 10 images/s, 1:30 left"
     assert capsys.readouterr().out.splitlines() == [HEADER, line]
 
 
+def test_the_top5_error_is_left_out_where_it_says_nothing(capsys):
+    """With five classes or fewer."""
+    lines = [*LINES[:3], LINES[3] | {f"val_ten_views/top{k}_error": 0.3 - 0.06 * k for k in (1, 5)}]
+    for classes, shown in ((5, False), (6, True)):
+        c = make_config(model__classes=classes)
+        progress = Progress(lines, batch=20, first=10, last=10, top5=c.has_top5)
+        told = capsys.readouterr().out
+        assert ("top-5" in told) is ("20.00%" in told) is shown
+        end = "; at the end with ten views 24.00%" + (" (top-5 error 0.00%)" if shown else "")
+        assert progress.best() == f"best: epoch 1, top-1 error 40.00%{end}"
+
+
 def test_on_a_terminal_the_bar_has_the_newest_numbers(capsys, monkeypatch):
     monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress([], batch=20, first=0, last=10)
+    progress = Progress([], batch=20, first=0, last=10, top5=True)
     progress.add(LINES[0])
     progress.step()
     progress.close()
@@ -96,7 +113,7 @@ class Ended(NamedTuple):
 @pytest.fixture(scope="module")
 def run(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("progress")
-    values = {"devices": 2, "evaluate__ten_views_at_end": False, "log__layers_every": 16}
+    values = {"devices": 2, "evaluate__ten_views_at_end": False, "log__layers_every": 0}
     values |= {"profile": "3:5"}
     told = [io.StringIO(), io.StringIO()]
     for steps, output in zip((20, 32), told, strict=True):
@@ -147,7 +164,17 @@ def test_tensorboard_shows_kernels_weights_outputs_and_the_config(run):
     np.testing.assert_allclose(value.sum, kernel.sum(), rtol=1e-5)
     outputs = {tag for tag in tags["histograms"] if tag.startswith("highest_outputs/")}
     assert len(outputs) == len(run.c.model.names) - 1
-    assert [one.step for one in found.Histograms("highest_outputs/fc7")] == [16, 32]
+    setup = make_setup(run.c)
+    images = np.empty((16, 72, 72, 3), np.uint8)  # a batch of the first validation images
+    for index, out in enumerate(images):
+        setup.validation.read(index, out)
+    placed = put_batch(setup.network.mesh, {"image": images}, 16)["image"]
+    for layer, axes in (("conv2", (1, 2)), ("fc7", ())):
+        events = found.Histograms(f"highest_outputs/{layer}")
+        assert [one.step for one in events] == [16, 20, 32]  # each evaluation
+        outputs = np.asarray(setup.evaluator.outputs_of(params, placed, layer)).max(axes)
+        assert events[-1].histogram_value.num == outputs.size
+        np.testing.assert_allclose(events[-1].histogram_value.sum, outputs.sum(), rtol=1e-4)
 
     text = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert '      "batch": 16,' in text.splitlines()

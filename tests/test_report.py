@@ -33,6 +33,16 @@ def rows(table: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
+@pytest.mark.parametrize(
+    ("classes", "shown"), [(5, "42.00 ± 2.83"), (6, "42.00 ± 2.83 / 10.00 ± 0.00")]
+)
+def test_of_five_classes_there_is_no_top5_error(tmp_path, classes, shown):
+    values = {"model__classes": classes}
+    runs = [finished(tmp_path / str(i), e, seed=i, **values) for i, e in enumerate((0.4, 0.44))]
+    (row,) = rows(report(runs))
+    assert row["ours, ten views"] == shown
+
+
 def test_seeds_share_a_row_with_mean_and_standard_deviation(tmp_path):
     runs = [finished(tmp_path / str(seed), e, seed=seed) for seed, e in enumerate((0.4, 0.44))]
     (row,) = rows(report(runs))

@@ -45,6 +45,14 @@ def test_error_rates_are_shares_of_all_images():
     }
 
 
+def test_for_people_the_top5_error_is_there_only_if_it_says_something():
+    scored = mean_scores(np.float32([1, 2, 3, 6]), np.array([0, 1, 4, 5]))
+    assert scored.text(top5=True) == (
+        "top-1 error 75.00%, top-5 error 25.00%, loss 3.0000 (4 images)"
+    )
+    assert scored.text(top5=False) == "top-1 error 75.00%, loss 3.0000 (4 images)"
+
+
 @pytest.fixture(scope="module")
 def scored(records):
     """The validation split's scores by one, nine and ten views, for several batches and grids."""

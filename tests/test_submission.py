@@ -111,10 +111,10 @@ def test_lines_of_other_images_are_not_continued(net, images, tmp_path):
     [
         (["{images}", "{images}"], "--submission takes one folder or tar"),
         (["{images}", "--json={tmp}/labels.json"], "--submission takes one folder or tar"),
-        (["{tmp}/none"], "there is no folder and no tar"),
+        (["{tmp}/none"], "none is not there; give a folder or a tar of images"),
         (["{tmp}/empty"], "has no images"),
-        (["{tmp}/bad"], "bad/a.png: cannot be decoded; fix it, or remove it"),
-        (["{tmp}/done.txt"], "done.txt is damaged or half downloaded"),
+        (["{tmp}/bad"], "bad/a.png: is not an image (JPEG, PNG, ...); fix it, or remove it"),
+        (["{tmp}/done.txt"], "done.txt is not a tar, or a damaged one; give a folder or a tar"),
         (["{images}", "--devkit={tmp}"], "meta.mat; give the unpacked devkit as --devkit"),
         (["{images}", "--submission={tmp}/done.txt"], "done.txt is there already; remove it"),
     ],

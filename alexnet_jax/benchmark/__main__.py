@@ -1,4 +1,6 @@
-"""python -m alexnet_jax.benchmark SECTION --config=configs/NAME.py [--batch=32] [--peer] ...
+"""Times a training step and its parts; counts what a step sends, moves and holds.
+
+python -m alexnet_jax.benchmark SECTION --config=configs/NAME.py [--batch=32] [--peer] ...
 
 Sections: step, layers, input, train, collectives, traffic, memory, compile, program. Generated
 images are used if the records of the config are missing. --batch, --dtype and --devices take lists:

@@ -1,7 +1,10 @@
 """From an image, in a file or in memory, to the centre square of §2."""
 
+import io
 import os
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -56,8 +59,19 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {error.err}") from error
     if image is None:
-        raise ValueError("cannot be decoded" if data else "is empty")
+        raise ValueError(_fault(data))
     return image
+
+
+def _fault(data: bytes) -> str:
+    """Why no image could be decoded, in the words of all commands."""
+    if not data:
+        return "is empty"
+    with warnings.catch_warnings(), suppress(PIL.UnidentifiedImageError):
+        warnings.simplefilter("ignore")  # of too many pixels: none is decoded
+        PIL.Image.open(io.BytesIO(data))
+        return "cannot be decoded: it is damaged, or of a kind that is not read"
+    return "is not an image (JPEG, PNG, ...)"
 
 
 def centre_square(

@@ -1,5 +1,6 @@
 """Images that are scored once and need no records: decoded and cut when they are read."""
 
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,12 +80,13 @@ def unlabelled(path: Path) -> SourceSplit:
     if path.is_dir():
         names = files.image_names(path)
         images = files.image_files(path, names, [0] * len(names))
-    elif path.is_file():
+    elif path.is_file() and tarfile.is_tarfile(path):
         with path.open("rb") as file:
             members = sorted(tar_files(path, file), key=lambda member: member.name)
         images = images_in(path, [Member(m.name, m.offset_data, m.size, 0) for m in members])
     else:
-        raise UserError(f"there is no folder and no tar {path}")
+        what = "is not a tar, or a damaged one" if path.is_file() else "is not there"
+        raise UserError(f"{path} {what}; give a folder or a tar of images")
     if not images.count:
         raise UserError(f"{path} has no images")
     return images

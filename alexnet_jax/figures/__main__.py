@@ -1,4 +1,4 @@
-"""The paper's figures and training curves, drawn from workdirs; others from configs or results.
+"""The paper's figures and training curves, drawn from workdirs, configs or results.
 
 python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figure1.png
 python -m alexnet_jax.figures figure2 --config=configs/alexnet.py --out=figure2.png

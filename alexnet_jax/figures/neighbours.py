@@ -35,6 +35,8 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
       split: the images to search.
       count: neighbours of each image; at most the number of images in `split`.
     """
+    from scipy.spatial.distance import cdist
+
     layer, first = setup.config.model.names[-2], 0  # AlexNet's fc7, before dropout
 
     def vectors(images: jax.Array) -> np.ndarray:
@@ -53,15 +55,9 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
     )
     for batch, number in batches:
         found = vectors(batch["image"])[:number]
-        best = _nearer(best, first, _distances(asked, found), count)
+        best = _nearer(best, first, cdist(asked, found), count)
         first += len(found)
     return best
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances of all pairs: [n, d] and [m, d] -> [n, m]."""
-    squares = (a**2).sum(-1)[:, None] + (b**2).sum(-1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0))
 
 
 def _nearer(best: Nearest, first: int, distances: np.ndarray, count: int) -> Nearest:

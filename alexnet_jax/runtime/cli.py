@@ -75,6 +75,8 @@ def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
     _command_line[:] = ["python", *arguments]
     try:
         return options(_command_line)[1:]
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(options, error)) from None
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(str(error)) from None
     except (LookupError, AttributeError) as error:  # of config_flags, for a --config.KEY
@@ -82,9 +84,19 @@ def _parse(options: flags.FlagValues, arguments: Sequence[str]) -> list[str]:
         raise UserError(f"the config has no such key: {key}") from None
 
 
+def _wrong_value(options: flags.FlagValues, error: flags.IllegalFlagValueError) -> str:
+    """The option, its value, and what it must be, such as '--size=x must be an integer'."""
+    given = str(error).removesuffix(f": {error.__context__}").removeprefix("flag ")
+    parser = options[given.removeprefix("--").partition("=")[0]].parser
+    kinds = {"bool": "true or false", "tuple": "a tuple, as (1, 2) or ('a', 'b')"}
+    kinds |= dict.fromkeys(("int", "float"), parser.syntactic_help)  # with limits, if it has some
+    kind = kinds.get(parser.flag_type())
+    return f"{given} must be {kind}" if kind else str(error)
+
+
 def required(option: flags.FlagHolder[_T | None], example: str) -> _T:
-    """The value of an option; UserError, with the `example`, if it was not given."""
-    if option.value is None:
+    """The value of an option; UserError, with the `example`, if it was not given, or is ""."""
+    if option.value is None or option.value == "":
         raise UserError(f"--{option.name} is missing: give it, as --{option.name}={example}")
     return option.value
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
+WITHOUT_RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
 _silent = False
 
 
@@ -27,8 +29,9 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
     only_on_terminal: bool = False,
+    rate: bool = True,
 ) -> tqdm:
-    """A progress bar with rate and time left; in a file, a line every 30 seconds after the first.
+    """A progress bar with time left; in a file, a line every 30 seconds after the first.
 
     Args:
       total: how many units there are.
@@ -37,6 +40,7 @@ def progress_bar(
       initial: how many units were done before.
       leave: whether the bar stays when it is closed.
       only_on_terminal: not in a file, which gets other lines.
+      rate: whether units per second are shown.
     """
     wait = 0.2 if is_terminal() else 30.0
     return tqdm(
@@ -45,6 +49,7 @@ def progress_bar(
         desc=what,
         unit=f" {unit}",
         leave=leave,
+        bar_format=None if rate else WITHOUT_RATE,
         mininterval=wait,
         delay=0.0 if is_terminal() else wait,
         disable=_silent or (only_on_terminal and not is_terminal()),

@@ -21,6 +21,7 @@ DATA = "data.safetensors"
 STARTS = "starts.jsonl"
 FORMS = "forms.json"
 LOCK = "lock"
+SHOWN = 4  # of the keys in which a config differs
 
 
 def claim(workdir: Path, c: config.Config) -> None:
@@ -116,12 +117,21 @@ def _write_errors(workdir: Path) -> Iterator[None]:
 
 def check(workdir: Path, c: config.Config) -> None:
     """Raises UserError unless `workdir` holds a run of this config."""
-    changed = config.differences(_read(workdir), c)
+    before = _read(workdir)
+    changed = sorted(config.differences(before, c), key=lambda key: (key.count("."), key))
     if changed:
+        first, more = ", ".join(changed[:SHOWN]), len(changed) - SHOWN
         raise UserError(
-            f"{workdir} holds a run of another config; it differs in {', '.join(changed)}; "
-            f"give another --workdir, or the same values"
+            f"{workdir} holds a run of another config{_recipes(before, c)}; it differs in {first}"
+            f"{f' and {more} more' if more > 0 else ''}; give another --workdir, or the same values"
         )
+
+
+def _recipes(before: Mapping[str, object], c: config.Config) -> str:
+    """Names both recipes if they are two, which says more than any key."""
+    experiment = before.get("experiment")
+    name = experiment.get("name") if isinstance(experiment, Mapping) else None
+    return "" if name == c.experiment.name else f" ({name}, not {c.experiment.name})"
 
 
 def read_config(workdir: Path) -> config.Config:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import entr
 
 from alexnet_jax import config, optim
 from alexnet_jax.model.sharded import ShardedModel
@@ -70,9 +71,7 @@ def label_entropy(labels: np.ndarray) -> float:
     It is the loss of a model that knows these frequencies and nothing of the images: ln(1000) =
     6.908 for the 1000 (nearly) balanced classes of ImageNet.
     """
-    shares = np.bincount(labels) / len(labels)
-    shares = shares[shares > 0]
-    return float(-np.sum(shares * np.log(shares)))
+    return float(entr(np.bincount(labels) / len(labels)).sum())
 
 
 class StuckLoss:

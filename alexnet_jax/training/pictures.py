@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from alexnet_jax import config
 from alexnet_jax.data.records import Split
@@ -28,21 +29,10 @@ def about(c: config.Config) -> list[Any]:
     # TensorBoard reads Markdown, where a text that is indented by four blanks is code.
     text = "\n".join(f"    {line}" for line in json.dumps(values, indent=2).splitlines())
     metrics = {"val/top1_error": 0.0, "val/loss": 0.0, "train/loss": 0.0}
-    hparams = summary.hparams(dict(_flat(values)), metrics)
+    flat = flatten_dict(values, sep=".")
+    shown = {k: one if isinstance(one, int | float) else str(one) for k, one in flat.items()}
+    hparams = summary.hparams(shown, metrics)
     return [summary.text("config", text), *hparams]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of all values; lists as text."""
-    found = list[tuple[str, Any]]()
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append(
-                (f"{prefix}{key}", value if isinstance(value, int | float) else str(value))
-            )
-    return found
 
 
 def of_weights(params: Params, towers: int) -> list[Any]:

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from alexnet_jax import __version__, config
+from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes, read_info
 from alexnet_jax.model.layouts import from_layout, to_layout
 from alexnet_jax.optim import Params
@@ -62,7 +63,7 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
     values = {
         "model_type": KIND,
         "architectures": [type(setup.network.module()).__name__],
-        "version": __version__,
+        "version": version("alexnet-jax"),
         "step": held.step,
         "top1_error": held.error,
         "config": _without_places(config.as_dict(setup.config)),
@@ -177,7 +178,7 @@ tags: [alexnet, jax, flax]
 # {about(setup)}
 
 The network of Krizhevsky, Sutskever and Hinton (2012) in JAX. It was trained with alexnet_jax
-{__version__}: config `{c.experiment.name}`, step {held.step}.
+{version("alexnet-jax")}: config `{c.experiment.name}`, step {held.step}.
 
 - Trained on: {_name(setup.data.source)}
 - Classes: {len(labels)}: {shown}

@@ -12,9 +12,14 @@ from alexnet_jax.runtime.terminal import duration, is_terminal, progress_bar, sa
 Line = Mapping[str, float]
 """A line of metrics, as `runtime.metrics` writes it."""
 
-HEADER = "epoch  train loss  train error  val error   val top-5 error   rate   images/s     time"
 APART = ("compile", "evaluate", "checkpoint", "layers")
 """What takes time of its own in a run, beside training."""
+
+
+def header(*, top5: bool) -> str:
+    """The names of the columns; `top5`: with the top-5 error."""
+    error5 = "val top-5 error  " if top5 else ""
+    return f"epoch  train loss  train error  val error   {error5} rate   images/s     time"
 
 
 class Epoch(NamedTuple):
@@ -33,12 +38,13 @@ class Epoch(NamedTuple):
     seconds: float  # with evaluation and checkpoints
     best: bool  # whether no evaluation before was as good
 
-    def text(self) -> str:
-        """A line under `HEADER`."""
+    def text(self, *, top5: bool) -> str:
+        """A line under `header`."""
         mark = "*" if self.best else " "
+        error5 = f"{self.val_top5:15.2%}  " if top5 else ""
         return (
             f"{self.epoch:5.4g}  {self.train_loss:10.4f}  {self.train_error:11.2%}  "
-            f"{self.val_top1:8.2%} {mark}  {self.val_top5:15.2%}  {self.rate:5.3g}  "
+            f"{self.val_top1:8.2%} {mark}  {error5}{self.rate:5.3g}  "
             f"{self.images_per_s:9,.0f}  {duration(self.seconds):>7}"
         )
 
@@ -104,7 +110,9 @@ class _Sums:
 class Progress:
     """Prints how a run goes on. Without a terminal there is no bar, but each line of metrics."""
 
-    def __init__(self, lines: Iterable[Line], *, batch: int, first: int, last: int) -> None:
+    def __init__(
+        self, lines: Iterable[Line], *, batch: int, first: int, last: int, top5: bool
+    ) -> None:
         """Prints the epochs so far.
 
         Args:
@@ -112,12 +120,15 @@ class Progress:
           batch: images in a step.
           first: steps done before.
           last: the step that ends the run, unless it ends before.
+          top5: whether the top-5 error is shown.
         """
-        self._lines, self._batch, self._last = list(lines), batch, last
-        say(HEADER)
+        self._lines, self._batch, self._last, self._top5 = list(lines), batch, last, top5
+        say(header(top5=top5))
         for one in epochs(self._lines, batch):
-            say(one.text())
-        self._bar = progress_bar(last, "training", "steps", initial=first, only_on_terminal=True)
+            say(one.text(top5=top5))
+        self._bar = progress_bar(  # its numbers say how many images/s
+            last, "training", "steps", initial=first, only_on_terminal=True, rate=False
+        )
 
     def step(self) -> None:
         """A step was done."""
@@ -134,7 +145,7 @@ class Progress:
             parts.append(f"{line['time/images_per_s']:,.0f} images/s")
         self._bar.set_postfix_str(", ".join(parts))
         if "val/top1_error" in line:
-            say(epochs(self._lines, self._batch)[-1].text())
+            say(epochs(self._lines, self._batch)[-1].text(top5=self._top5))
         elif not is_terminal():
             left = f", {duration(line['time/left_s'])} left" if "time/left_s" in line else ""
             say(f"step {line['step']:.0f} of {self._last}: {', '.join(parts)}{left}")
@@ -153,7 +164,8 @@ class Progress:
             key = f"val_{name.replace(' ', '_')}"
             if f"{key}/top1_error" in self._lines[-1]:
                 top1, top5 = (self._lines[-1][f"{key}/top{k}_error"] for k in (1, 5))
-                text += f"; at the end with {name} {top1:.2%} (top-5 error {top5:.2%})"
+                text += f"; at the end with {name} {top1:.2%}"
+                text += f" (top-5 error {top5:.2%})" if self._top5 else ""
         return text
 
 

@@ -47,11 +47,11 @@ class Scores(NamedTuple):
         """As metrics: 'val/top1_error' and so on."""
         return {f"{prefix}/{name}": getattr(self, name) for name in self._fields[:3]}
 
-    def text(self) -> str:
-        """For people."""
+    def text(self, *, top5: bool) -> str:
+        """For people; `top5`: with the top-5 error."""
+        more = f"top-5 error {self.top5_error:.2%}, " if top5 else ""
         return (
-            f"top-1 error {self.top1_error:.2%}, top-5 error {self.top5_error:.2%}, "
-            f"loss {self.loss:.4f} ({self.images} images)"
+            f"top-1 error {self.top1_error:.2%}, {more}loss {self.loss:.4f} ({self.images} images)"
         )
 
 

@@ -17,6 +17,7 @@ from alexnet_jax.data.epochs import Epochs
 from alexnet_jax.data.info import DataInfo, info_of
 from alexnet_jax.data.origin import is_open, records_folder
 from alexnet_jax.data.records import Records, Split, open_records
+from alexnet_jax.data.sources import check_kind
 from alexnet_jax.model.alexnet import AlexNet
 from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.forms import NO_FORMS, Forms
@@ -96,7 +97,12 @@ def make_network(
 
 
 def name_records(c: config.Config) -> config.Config:
-    """The config with the folder of its records, if it only names their source."""
+    """The config with the folder of its records, if it only names their source.
+
+    Raises:
+      UserError: there is no such kind of source.
+    """
+    check_kind(c.data.source, "--config.data.source")
     if c.data.records or is_open(c.data.source):
         return c
     data = dataclasses.replace(c.data, records=records_folder(c.data.source))

@@ -249,6 +249,7 @@ def load(
     Raises:
       UserError: there is no run or no such checkpoint, or it is damaged.
     """
+    _require_path(folder)
     if hub.is_address(os.fspath(folder)) or is_pretrained(Path(folder)):
         return from_pretrained(folder, devices=devices)
     place = Path(folder)
@@ -267,6 +268,7 @@ def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[N
       UserError: there is none, it is damaged or another program's; or the Hub has no such model or
         cannot be reached, or huggingface_hub is not installed.
     """
+    _require_path(where)
     folder, address = Path(where), ""
     if hub.is_address(os.fspath(where)):
         address = os.fspath(where)
@@ -274,6 +276,12 @@ def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[N
         folder = hub.download(address, FILES)
     held = read_pretrained(folder, devices)
     return Net(folder, held.step, held.setup, held.params, held.error, address)
+
+
+def _require_path(where: object) -> None:
+    """Raises UserError for what can be neither the path of a folder nor an address."""
+    if not isinstance(where, str | os.PathLike) or not os.fspath(where):
+        raise UserError(f"give a workdir, a folder to share or hf://OWNER/NAME; got {where!r}")
 
 
 def open_trained(

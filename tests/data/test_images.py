@@ -96,9 +96,15 @@ def test_harmless_faults_in_a_jpeg_are_no_errors():
     ("data", "reason"),
     [
         (b"", "is empty"),
-        (b"not an image", "cannot be decoded"),
-        (encode(Image.fromarray(smooth(200, 300)), "JPEG")[:2000], "cannot be decoded"),
-        (encode(Image.fromarray(smooth(200, 300)), "PNG")[:100], "cannot be decoded"),
+        (b"not an image", r"^is not an image \(JPEG, PNG, \.\.\.\)$"),
+        (
+            encode(Image.fromarray(smooth(200, 300)), "JPEG")[:2000],
+            "cannot be decoded: it is damaged",
+        ),
+        (
+            encode(Image.fromarray(smooth(200, 300)), "PNG")[:100],
+            "cannot be decoded: it is damaged",
+        ),
     ],
 )
 def test_cannot_be_decoded(data, reason):

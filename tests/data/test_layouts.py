@@ -90,6 +90,54 @@ def test_every_layout_of_imagenet_has_the_same_images_and_labels(tmp_path, name)
     assert ("Kaggle's layout" in source.note) == (name in ("kaggle", "kaggle's ILSVRC"))
 
 
+SWAPPED = {  # other labels than the numbers of the images give
+    "ILSVRC2012_val_00000001.JPEG": (SHARK, PHOTO["pants"]),
+    "ILSVRC2012_val_00000002.JPEG": (TENCH, PHOTO["t-shirt"]),
+}
+
+
+def solution(validation: dict[str, tuple[str, bytes]]) -> bytes:
+    """As Kaggle's: a second box for the first image, no .JPEG in the names, another order."""
+    lines = [f"{name[:-5]},{wnid} 85 1 499 272 " for name, (wnid, _) in validation.items()]
+    lines[0] += f"{next(iter(validation.values()))[0]} 1 2 3 4 "
+    return "\r\n".join(["ImageId,PredictionString", *lines[::-1], ""]).encode()
+
+
+@pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
+def test_kaggles_list_has_the_labels_of_validation_images(tmp_path, given, monkeypatch):
+    write(tmp_path, below("ILSVRC/Data/CLS-LOC", KAGGLE))
+    write(tmp_path, {"LOC_val_solution.csv": solution(SWAPPED)})
+    monkeypatch.chdir(tmp_path / given)
+    for path in (tmp_path / given, "."):
+        source = open_source(f"ilsvrc2012:{path}", 256)
+        assert contents(source, "validation") == Counter(SWAPPED.values())
+    inner = f"{path}" if given.endswith("LOC") else "ILSVRC/Data/CLS-LOC".removeprefix(f"{given}/")
+    found = f"LOC_val_solution.csv and {inner} found: reading Kaggle's layout"
+    assert source.note == found
+    (tmp_path / "LOC_val_solution.csv").unlink()
+    assert contents(open_source(f"ilsvrc2012:{path}", 256), "validation") == Counter(
+        VALIDATION.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "has no line for ILSVRC2012_val_00000001.JPEG; get it again"),
+        (b"ImageId,PredictionString\nILSVRC2012_val_00000001,", "must have the columns ImageId"),
+        (b"ImageId\nILSVRC2012_val_00000001\n", "must have the columns ImageId,PredictionString"),
+        (b"\xff\xfe\x00", "must have the columns ImageId,PredictionString"),
+        (solution({"ILSVRC2012_val_00000001.JPEG": (TENCH, b"")}), "has no line for ILSVRC2012_v"),
+        (solution(SWAPPED).replace(SHARK.encode(), b"n99999999"), "has the class 'n99999999', whi"),
+    ],
+)
+def test_a_damaged_list_of_kaggle_is_one_line(tmp_path, text, said):
+    write(tmp_path, below("ILSVRC/Data/CLS-LOC", KAGGLE) | {"LOC_val_solution.csv": text})
+    with pytest.raises(UserError, match=said) as error:
+        open_source(f"ilsvrc2012:{tmp_path}", 256)
+    assert str(error.value).startswith(f"{tmp_path}/LOC_val_solution.csv ")
+
+
 # --- parquet files ------------------------------------------------------------------------------
 
 
@@ -319,8 +367,8 @@ def test_a_photo_that_is_none(tmp_path, capsys):
         main([f"--source=folder:{tmp_path}/photos", f"--out={tmp_path}/out", "--size=16"])
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error")]
     assert line.endswith(
-        f"{tmp_path}/photos/dog/3.jpg: cannot be decoded; fix or remove it, or leave out such "
-        f"images with prepare --skip-bad"
+        f"{tmp_path}/photos/dog/3.jpg: is not an image (JPEG, PNG, ...); fix or remove it, or "
+        f"leave out such images with prepare --skip-bad"
     )
     main([f"--source=folder:{tmp_path}/photos", f"--out={tmp_path}/out", "--size=16", "--skip-bad"])
     assert len(open_records(tmp_path / "out").manifest.skipped) == 1

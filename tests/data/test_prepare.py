@@ -219,7 +219,7 @@ def test_half_prepared_with_other_options_or_images(image_folder, tmp_path):
     root = image_folder()
     (root / "train" / "dog" / "1.png").write_bytes(b"broken")
     source, out = f"folder:{root}", tmp_path / "out"
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(UserError, match="is not an image"):
         prepare(source, out, size=16)
     with pytest.raises(UserError, match="begun with --size=16, not 20"):
         prepare(source, out, size=20)
@@ -237,13 +237,13 @@ def test_a_bad_image_stops_or_is_left_out(image_folder, tmp_path, capsys):
         main(arguments)
     assert stopped.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {bad}: cannot be decoded; ")
+    assert error.startswith(f"error: {bad}: is not an image (JPEG, PNG, ...); ")
     assert "--skip-bad" in error
 
     main([*arguments, "--skip-bad"])  # resumes in the same folder
     assert "Left out, as they cannot be decoded: 1, listed in" in capsys.readouterr().out
     opened = records.open_records(tmp_path / "out")
-    assert opened.manifest.skipped == (f"{bad}: cannot be decoded",)
+    assert opened.manifest.skipped == (f"{bad}: is not an image (JPEG, PNG, ...)",)
     np.testing.assert_array_equal(opened.split("train").labels, [0, 0, 0, 1, 1])
     bad.unlink()
     prepare(f"folder:{root}", tmp_path / "without", size=16, format="raw")
@@ -261,7 +261,7 @@ def test_what_was_skipped_is_not_forgotten(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "finish", lambda *_: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         prepare(f"folder:{root}", tmp_path / "out", size=16, skip_bad=True)
-    with pytest.raises(UserError, match=r"1.png: cannot be decoded; .*--skip-bad"):
+    with pytest.raises(UserError, match=r"1.png: is not an image .*--skip-bad"):
         prepare(f"folder:{root}", tmp_path / "out", size=16)
 
 

@@ -1,5 +1,7 @@
 """ILSVRC-2012, from its tars, which are read without unpacking, or from folders."""
 
+import csv
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -14,6 +16,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.terminal import progress_bar
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+SOLUTION = "LOC_val_solution.csv"  # Kaggle's: the class of each validation image, and its boxes
 _WNID = re.compile(r"n\d{8}")
 _UNKNOWN = "is none of ILSVRC-2012's 1000 classes; other sets: --source=folder:PATH"
 
@@ -24,10 +27,20 @@ def open_ilsvrc2012(path: str) -> Source:
     inner = next((inner for inner in KAGGLE if (given / inner).is_dir()), "")
     root, note = given / inner, inner and f"{given} has Kaggle's layout: the images are in {inner}"
     labels = {wnid: label for label, wnid in enumerate(_tfds_lines("labels.txt"))}
-    splits = _training(root, labels) | _validation(root, labels)
+    solution = _solution(given, root)
+    if solution:
+        note = f"{SOLUTION} and {inner or given} found: reading Kaggle's layout"
+    splits = _training(root, labels) | _validation(root, labels, solution)
     if "train" not in splits:
         raise unknown(given, f"{TRAIN_TAR} and {VALIDATION_TAR}, or train/WNID/*.JPEG and val/")
     return Source(tuple(labels), splits, note)
+
+
+def _solution(given: Path, root: Path) -> Path | None:
+    """Kaggle's list of the validation labels: in `given`, or beside the ILSVRC/ of its images."""
+    whole = Path(os.path.abspath(root))
+    places = [given, *whole.parents[2:3]] if whole.name == "CLS-LOC" else [given]
+    return next((one / SOLUTION for one in places if (one / SOLUTION).is_file()), None)
 
 
 def _training(root: Path, labels: Mapping[str, int]) -> dict[str, SourceSplit]:
@@ -55,11 +68,13 @@ def _training(root: Path, labels: Mapping[str, int]) -> dict[str, SourceSplit]:
     return {"train": joined(parts)}
 
 
-def _validation(root: Path, labels: Mapping[str, int]) -> dict[str, SourceSplit]:
+def _validation(
+    root: Path, labels: Mapping[str, int], solution: Path | None
+) -> dict[str, SourceSplit]:
     if (root / VALIDATION_TAR).is_file():
         return {"validation": _validation_tar(root / VALIDATION_TAR, labels)}
     folder = files.split_folders(root).get("validation")
-    return {"validation": _validation_folder(folder, labels)} if folder else {}
+    return {"validation": _validation_folder(folder, labels, solution)} if folder else {}
 
 
 def _tfds_lines(name: str) -> list[str]:
@@ -69,10 +84,12 @@ def _tfds_lines(name: str) -> list[str]:
     return Path(str(file)).read_text().split()
 
 
-def _validation_folder(root: Path, labels: Mapping[str, int]) -> SourceSplit:
+def _validation_folder(root: Path, labels: Mapping[str, int], solution: Path | None) -> SourceSplit:
     if files.subfolders(root):
         return files.class_folders(root, tuple(labels), _UNKNOWN)
     names = files.image_names(root)
+    if solution:
+        return files.image_files(root, names, _solved_labels(names, solution, labels))
     return files.image_files(root, names, _validation_labels(names, root, labels))
 
 
@@ -86,6 +103,25 @@ def _validation_labels(names: Sequence[str], where: Path, labels: Mapping[str, i
                 f"{where}/{name} is not called ILSVRC2012_val_00000001.JPEG or the like"
             )
     return [known[name] for name in names]
+
+
+def _solved_labels(names: Sequence[str], solution: Path, labels: Mapping[str, int]) -> list[int]:
+    """By Kaggle's list, whose lines are as ILSVRC2012_val_00000001,n01751748 x1 y1 x2 y2."""
+    with solution.open(newline="") as file:
+        try:
+            rows = csv.DictReader(file)
+            wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except (KeyError, AttributeError, IndexError, ValueError, csv.Error):
+            raise UserError(
+                f"{solution} must have the columns ImageId,PredictionString, as "
+                f"ILSVRC2012_val_00000001,n01751748 85 1 499 272; get it again"
+            ) from None
+    for name in names:
+        wnid = wnids.get(Path(name).stem, "")
+        if wnid not in labels:
+            why = f"the class {wnid!r}, which {_UNKNOWN}" if wnid else "no line"
+            raise UserError(f"{solution} has {why} for {name}; get it again")
+    return [labels[wnids[Path(name).stem]] for name in names]
 
 
 def _validation_tar(path: Path, labels: Mapping[str, int]) -> SourceSplit:
