@@ -18,9 +18,13 @@ PACKAGE = "alexnet_jax.caffe"
 MESSAGES = {  # number and type of each field; '*': repeated
     "Shape": {"dim": (1, "int64*")},
     "Blob": {
-        "num": (1, "int64"), "channels": (2, "int64"),
-        "height": (3, "int64"), "width": (4, "int64"),
-        "data": (5, "bytes*"), "shape": (7, "Shape"), "double_data": (8, "bytes*"),
+        "num": (1, "int64"),
+        "channels": (2, "int64"),
+        "height": (3, "int64"),
+        "width": (4, "int64"),
+        "data": (5, "bytes*"),
+        "shape": (7, "Shape"),
+        "double_data": (8, "bytes*"),
     },
     "Layer": {"name": (1, "string"), "blobs": (7, "Blob*")},
     "V1Layer": {"name": (4, "string"), "blobs": (6, "Blob*")},
