@@ -24,6 +24,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "load_config",
+    "load_weights",
     "lrn",
     "max_pool",
     "run_145",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from alexnet_jax.operations import lrn, max_pool
     from alexnet_jax.runtime.cli import load_config
     from alexnet_jax.runtime.errors import UserError
+    from alexnet_jax.training.others import load_weights
     from alexnet_jax.training.trained import Net, from_pretrained, load
 
     alexnet: Config
@@ -52,6 +54,7 @@ _PLACES = {
     "from_pretrained": "training.trained",
     "load": "training.trained",
     "load_config": "runtime.cli",
+    "load_weights": "training.others",
     "lrn": "operations",
     "max_pool": "operations",
 }

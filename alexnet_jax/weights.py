@@ -3,6 +3,7 @@
 python -m alexnet_jax.weights save --workdir=DIR --out=FOLDER [--step=best]
 python -m alexnet_jax.weights export --workdir=DIR --file=FILE [--layout=LAYOUT] [--step=best]
 python -m alexnet_jax.weights import --config=configs/NAME.py --workdir=DIR --file=FILE [...]
+python -m alexnet_jax.weights import --from=KIND --file=FILE --workdir=DIR [--mean=MEAN]
 
 `save` writes a folder to share, which predict and `alexnet_jax.from_pretrained` open: weights, mean
 image, config, names of the classes and a model card.
@@ -12,8 +13,9 @@ torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatt
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
 
 `import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
-What a layout cannot say: Caffe's own networks normalise across both towers' maps, ours (§3.3) do
-not; torchvision's AlexNet is another network, without towers.
+With --from it reads the files of other programs, and needs no records: torchvision's `alexnet`
+(.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel). MEAN is a
+.binaryproto or three numbers: red, green, blue. See docs/weights.md.
 """
 
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.tensors import read_tensors, to_bytes
 from alexnet_jax.training import trained
+from alexnet_jax.training.others import Kind, load_weights
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
 
@@ -74,6 +77,27 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     print(f"{file} is checkpoint 0 of {folder}")
 
 
+def import_from(
+    kind: Kind, folder: Path, file: Path, mean: str, layers: Sequence[str] | None
+) -> None:
+    """Makes `folder` a workdir whose checkpoint, of step 0, has the weights of another program.
+
+    Raises:
+      UserError: see `load_weights`, or the workdir has checkpoints.
+    """
+    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f"{folder} holds a run already; give another --workdir")
+    net = load_weights(file, kind, mean=mean, layers=layers)
+    c = net.config
+    state = init_state(net.setup, net.params)
+    meta = {"records": net.setup.data.hash, "policy": make_policy(c.policy).state()}
+    with workdir.hold(folder, c), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
+        workdir.write(folder / workdir.DATA, info_bytes(net.setup.data))
+        checkpoints.save(0, state, meta, {})
+    print(f"{file} is checkpoint 0 of {folder}")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -83,6 +107,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to export, or 
 FILE = flags.DEFINE_string("file", None, "The safetensors file.", OPTIONS)
 LAYOUT = flags.DEFINE_enum("layout", "classic", get_args(Layout), "Layout of the file.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The folder that save makes.", OPTIONS)
+FROM = flags.DEFINE_enum("from", None, get_args(Kind), "Whose file import reads.", OPTIONS)
+MEAN = flags.DEFINE_string("mean", "", "With --from: .binaryproto, or RED,GREEN,BLUE.", OPTIONS)
+LAYERS = flags.DEFINE_list("layers", None, "With --from: only these; others are new.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 
 
@@ -102,7 +129,10 @@ def _run(arguments: Sequence[str]) -> None:
         print(f"{net} is in {OUT.value}")
         return
     file, layout = Path(cli.required(FILE, "weights.safetensors")), cast(Layout, LAYOUT.value)
-    if what == "export":
+    if what == "import" and FROM.value:
+        host.configure_jax(1)
+        import_from(cast(Kind, FROM.value), folder, file, MEAN.value, LAYERS.value)
+    elif what == "export":
         step = trained.parse_step(STEP.value)
         host.configure_jax(1)
         export_weights(folder, file, layout, step)

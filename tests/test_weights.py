@@ -90,10 +90,6 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
         out, seen = tensors[f"{layer}.{names.kernel}"].shape
         return load(nn.Linear(seen, out), layer)
 
-    class Half(nn.Module):
-        def forward(self, x):
-            return x / 2
-
     pool = nn.MaxPool2d(3, 2)
     theirs = nn.Sequential(
         *(nn.ZeroPad2d((0, 3, 0, 3)), conv("conv1", stride=4), ByTowers(), nn.ReLU(), pool),
@@ -101,12 +97,20 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
         *(conv("conv3", padding=1), nn.ReLU()),
         *(conv("conv4", padding=1, groups=2), nn.ReLU()),
         *(conv("conv5", padding=1, groups=2), nn.ReLU(), pool, nn.Flatten()),
-        *(dense("fc6"), nn.ReLU(), Half(), dense("fc7"), nn.ReLU(), Half(), dense("fc8")),
+        *(
+            dense("fc6"),
+            nn.ReLU(),
+            nn.Dropout(),
+            dense("fc7"),
+            nn.ReLU(),
+            nn.Dropout(),
+            dense("fc8"),
+        ),
     )
     ours = jax.jit(lambda p, x: network.bind(p)(x))(params, IMAGES)
     seen = IMAGES[..., ::-1] if layout == "caffe" else IMAGES  # Caffe reads BGR
     with torch.no_grad():
-        logits = theirs(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
+        logits = theirs.eval()(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
     np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
 
 

@@ -3,6 +3,9 @@
 classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6's inputs [6, 6, 256]
 torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
+
+Caffe and PyTorch scale what dropout leaves in training; the paper scales it in testing instead, by
+1 - rate. So in their layouts the kernels of the layers after dropout are multiplied by that.
 """
 
 import math
@@ -47,7 +50,10 @@ def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str
       UserError: the layout has no place for such a network.
     """
     return {
-        tensor: np.ascontiguousarray(_write(np.asarray(params[layer][name]), layer, axes, layout))
+        tensor: np.ascontiguousarray(
+            _write(np.asarray(params[layer][name]), layer, axes, layout)
+            * _scale(network, layer, name, layout)
+        )
         for tensor, (layer, name, axes) in _tensors(network, layout).items()
     }
 
@@ -74,7 +80,7 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
                 f"tensor {tensor!r} is {list(array.shape)}, the config's network has "
                 f"{list(places.shape)} (--layout={layout})"
             )
-        params[layer][name] = _read(array, places, shape)
+        params[layer][name] = _read(array, places, shape) / _scale(network, layer, name, layout)
     return params
 
 
@@ -99,7 +105,8 @@ def layers_that_fit(
         shape = network.shapes[layer][name].shape
         places = _places(shape, layer, axes, layout)
         if tensor in tensors and tensors[tensor].shape == places.shape:
-            found[layer][name] = _read(tensors[tensor], places, shape)
+            read = _read(tensors[tensor], places, shape)
+            found[layer][name] = read / _scale(network, layer, name, layout)
     return {layer: of for layer, of in found.items() if of.keys() == network.shapes[layer].keys()}
 
 
@@ -127,7 +134,7 @@ def _tensors(network: ShardedModel, layout: Layout) -> dict[str, tuple[str, str,
     """
     module, names = network.module(), LAYOUTS[layout]
     if layout != "classic":
-        _check(module, layout)
+        _check(module, network, layout)
     return {
         f"{layer}.{getattr(names, name)}": (layer, name, getattr(getattr(module, layer), name).axes)
         for layer, parameters in network.shapes.items()
@@ -146,10 +153,20 @@ def _write(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndar
     return kernel if array.ndim == 4 else kernel.reshape(axes["out"], -1)
 
 
-def _check(module: Any, layout: Layout) -> None:
+def _scale(network: ShardedModel, layer: str, name: str, layout: Layout) -> np.float32:
+    """Another layout's kernel by ours: what dropout before the layer leaves of its inputs."""
+    module = network.module()
+    after_dropout = isinstance(module, AlexNet) and layer in module.dropout_before
+    scaled = layout != "classic" and name == "kernel" and after_dropout
+    return np.float32(1 - module.dropout_rate if scaled else 1)
+
+
+def _check(module: Any, network: ShardedModel, layout: Layout) -> None:
     """Raises UserError if the layout has no place for such a network."""
     if not isinstance(module, AlexNet):
-        raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
+        if any(len(of["bias"].shape) > 1 for of in network.shapes.values()):
+            raise UserError(f"--layout={layout} has no local layers; give --layout=classic")
+        return
     if module.fc6.towers > 1 and not {"fc6", "fc7"} <= set(module.cross):
         raise UserError(
             f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must "

@@ -45,7 +45,7 @@ def state_shapes(network: ShardedModel, c: config.Optim) -> Any:
     return {"params": params, "optimizer": optimizer, "step": step}
 
 
-def init_state(setup: Setup, layers: optim.Params | None = None) -> State:
+def init_state(setup: NetSetup, layers: optim.Params | None = None) -> State:
     """The state before the first step (§5: random weights, constant biases, no velocity).
 
     Args:

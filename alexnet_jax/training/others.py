@@ -1,0 +1,211 @@
+"""Trained weights of other programs: torchvision's `alexnet`, and Caffe's networks."""
+
+import hashlib
+import math
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from alexnet_jax import config
+from alexnet_jax.data.info import DataInfo, imagenet_words
+from alexnet_jax.data.layout import Statistics
+from alexnet_jax.model.layouts import Layout, from_layout
+from alexnet_jax.model.sharded import ShardedModel
+from alexnet_jax.runtime.caffe import read_caffemodel, read_mean
+from alexnet_jax.runtime.cli import load_config
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.tensors import read_tensors
+from alexnet_jax.training.setup import NetSetup, make_net_setup, make_network
+from alexnet_jax.training.trained import Net
+
+Kind = Literal["torchvision", "bvlc_alexnet", "caffenet", "cifar10_full"]
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What torchvision subtracts from images on [0, 1] and divides them by: red, green, blue."""
+
+
+class _Program(NamedTuple):
+    config: str
+    layout: Layout
+    names: Mapping[str, str]  # theirs of layers that we call otherwise
+
+
+_TORCHVISION = {
+    **{f"conv{i}": f"features.{n}" for i, n in enumerate((0, 3, 6, 8, 10), 1)},
+    **{f"fc{i}": f"classifier.{n}" for i, n in enumerate((1, 4, 6), 6)},
+}
+PROGRAMS: Mapping[Kind, _Program] = {
+    "torchvision": _Program("torchvision", "torch", _TORCHVISION),
+    "bvlc_alexnet": _Program("bvlc_alexnet", "caffe", {}),
+    "caffenet": _Program("caffenet", "caffe", {}),
+    "cifar10_full": _Program("cifar10:18", "caffe", {"fc10": "ip1"}),
+}
+
+
+def load_weights(
+    file: str | os.PathLike[str],
+    kind: Kind,
+    *,
+    mean: str = "",
+    layers: Sequence[str] | None = None,
+    config: config.Config | None = None,
+) -> Net[NetSetup]:
+    """The network of another program, with its weights. What differs is converted.
+
+    Args:
+      file: .pth or .safetensors of torchvision, .caffemodel or .safetensors of Caffe's networks.
+      kind: whose.
+      mean: what is subtracted from images: a .binaryproto, or 'RED,GREEN,BLUE' on 0..255.
+        Caffe's networks need it, without a "mean" in the file.
+      layers: only these; the others begin with random weights. None: all must be there.
+      config: another than the packaged one of this kind, for example with fewer classes.
+
+    Raises:
+      UserError: the file is damaged, or of another network, or the mean is missing.
+    """
+    path = Path(file)
+    program = PROGRAMS[kind]
+    c = config or load_config(program.config)
+    network = make_network(c)
+    tensors = _read(path, kind)
+    image = _mean_image(tensors.pop("mean", None), mean, kind, c.data.size)
+    wanted = tuple(layers or c.model.names)
+    if unknown := [name for name in wanted if name not in c.model.names]:
+        raise UserError(f"no layer {unknown[0]}; there are {', '.join(c.model.names)}")
+    theirs = {name: program.names.get(name, name) for name in c.model.names}
+    found = {
+        name: _layer(path, kind, tensors, theirs[name], network.shapes[name]) for name in wanted
+    }
+    of_none = {name.rpartition(".")[0] for name in tensors} - set(theirs.values())
+    if of_none:
+        raise UserError(f"{path} has a layer {min(of_none)}, which {kind} does not have")
+    if kind == "torchvision" and "conv1" in found:
+        scale = 255 * np.array(_DEVIATION, np.float32)[:, None, None]
+        found["conv1"] = (found["conv1"][0] / scale, found["conv1"][1])
+    params = network.init(c.seed) | _placed(found, network, program.layout)
+    info = _info(path, image, kind, c.model.classes)
+    return Net(path, 0, make_net_setup(c, info, network), params)
+
+
+def _read(path: Path, kind: Kind) -> dict[str, np.ndarray]:
+    """The arrays of a file: 'conv1.weight', 'conv1.bias', with the program's names of layers."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    if kind == "torchvision":
+        return _read_pth(path)
+    names = ("weight", "bias")
+    tensors = {}
+    for layer, arrays in read_caffemodel(path).items():
+        if len(arrays) != 2:
+            raise UserError(f"{path}: layer {layer} has {len(arrays)} arrays, not kernel and bias")
+        tensors.update({f"{layer}.{n}": a for n, a in zip(names, arrays, strict=True)})
+    return tensors
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    """A state_dict. Nothing in the file is run: only tensors are read."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} needs PyTorch: pip install 'alexnet-jax[peers]'; or give a .safetensors file"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in state.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read as tensors of PyTorch ({line})") from error
+
+
+def _layer(
+    path: Path,
+    kind: Kind,
+    tensors: Mapping[str, np.ndarray],
+    name: str,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel [out, in, height, width] or [out, in], and bias."""
+    ours = shapes["kernel"].shape
+    kernel = ours[::-1] if len(ours) == 2 else (ours[3], ours[2], *ours[:2])
+    found = []
+    for part, shape in (("weight", kernel), ("bias", ours[-1:])):
+        array = tensors.get(f"{name}.{part}")
+        if array is None:
+            raise UserError(f"{path} has no {part} of layer {name}; {kind} has {list(shape)}")
+        # Older files of Caffe have four axes everywhere, the first ones of one.
+        old = array.ndim == 4 and array.shape == (1,) * (4 - len(shape)) + shape
+        if array.shape != shape and not old:
+            raise UserError(
+                f"{path}: {part} of layer {name} is {list(array.shape)}, {kind} has {list(shape)}"
+            )
+        found.append(array.reshape(shape).astype(np.float32))
+    return found[0], found[1]
+
+
+def _placed(
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]], network: ShardedModel, layout: Layout
+) -> dict[str, dict[str, jax.Array]]:
+    """As our parameters, on the network's devices."""
+    parts = ("weight", "bias") if layout == "torch" else ("0", "1")
+    whole: dict[str, np.ndarray] = {}
+    for layer, shapes in network.shapes.items():
+        ours = shapes["kernel"].shape
+        none = ours[::-1] if len(ours) == 2 else (ours[3], ours[2], *ours[:2])
+        kernel, bias = found.get(layer) or (np.zeros(none), np.zeros(ours[-1:]))
+        whole |= {f"{layer}.{parts[0]}": kernel, f"{layer}.{parts[1]}": bias}
+    params = from_layout(whole, network, layout)
+    return {
+        layer: jax.device_put(dict(params[layer]), network.shardings(network.specs[layer]))
+        for layer in found
+    }
+
+
+def _mean_image(of_file: np.ndarray | None, mean: str, kind: Kind, size: int) -> np.ndarray:
+    """float32 [size, size, 3], red, green, blue, on 0..255."""
+    if mean.endswith(".binaryproto"):
+        image = read_mean(Path(mean))
+    elif mean:
+        image = np.array(_three_numbers(mean), np.float32)
+    elif kind == "torchvision":
+        image = 255 * np.array(_MEAN, np.float32)
+    elif of_file is not None:  # Caffe's order
+        image = of_file[::-1].transpose(1, 2, 0)
+    else:
+        raise UserError(
+            f"{kind} needs the mean of its training images: give --mean=FILE.binaryproto, or three "
+            f"numbers, --mean=RED,GREEN,BLUE"
+        )
+    if image.ndim == 3 and image.shape[:2] != (size, size):
+        raise UserError(
+            f"the mean image has {image.shape[0]} x {image.shape[1]} pixels, the images of {kind} "
+            f"have {size} x {size}"
+        )
+    return np.ascontiguousarray(np.broadcast_to(image, (size, size, 3)), np.float32)
+
+
+def _three_numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise UserError(f"--mean={text}: give a .binaryproto, or three numbers: RED,GREEN,BLUE")
+    return numbers
+
+
+def _info(path: Path, image: np.ndarray, kind: Kind, classes: int) -> DataInfo:
+    names = CIFAR10 if kind == "cifar10_full" else tuple(sorted(imagenet_words()))
+    statistics = Statistics(image, np.zeros(3), np.eye(3))
+    digest = hashlib.sha256(image.tobytes()).hexdigest()
+    named = names if len(names) == classes else ()
+    return DataInfo(digest, f"{kind}, {path.name}", named, statistics)
