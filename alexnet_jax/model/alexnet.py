@@ -31,7 +31,7 @@ class AlexNet(nnx.Module):
     def outputs(
         self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
     ) -> dict[str, Float[Array, " b *units"]]:
-        """The output of every layer: {'conv1': ..., 'fc7': ..., 'fc8': the logits}.
+        """The output of every layer: {'conv1': ..., 'fc7': ..., 'fc8': the logits}; and 'pool5'.
 
         The comments give the shapes at full size. `96_tower` are 96 maps that are split between the
         towers: each has 48 of them, on a device of its own if there are two.
@@ -58,7 +58,7 @@ class AlexNet(nnx.Module):
         x = out["conv3"] = self.conv3(x, relu)  # [b, 13, 13, 384_tower]
         x = out["conv4"] = self.conv4(x, relu)  # [b, 13, 13, 384_tower]
         x = out["conv5"] = self.conv5(x, relu)  # [b, 13, 13, 256_tower]
-        x = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
+        x = out["pool5"] = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
             x = self.meet(x, "conv6")
             x = out["conv6"] = self.conv6(x, relu)  # [b, 6, 6, 256_tower]

@@ -41,7 +41,7 @@ class ArrangedAlexNet(AlexNet):
         x = self.meet(x, "conv3")
         for name in ("conv3", "conv4", "conv5"):
             x = out[name] = getattr(self, name)(x, relu)
-        x = self.conv5.then(x, self.max_pool)
+        x = out["pool5"] = self.conv5.then(x, self.max_pool)
         for layer in (6, 7):
             name = f"fc{layer}"
             x = self.meet(self.dropout_into(name, x, key), name)

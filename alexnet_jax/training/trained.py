@@ -124,7 +124,7 @@ class Net(Generic[_S_co]):
 
         Args:
           images: one or several.
-          layer: 'conv1' to 'fc8'. 'fc7' are the 4096 features of Fig. 4.
+          layer: 'conv1' to 'fc8', or 'pool5'. 'fc7' are the 4096 features of Fig. 4.
 
         Returns:
           float32 [n, height, width, maps] or [n, neurons]; of both towers, A's first.
@@ -132,9 +132,7 @@ class Net(Generic[_S_co]):
         Raises:
           UserError: there is no such layer; or see `preprocess`.
         """
-        names = self.config.model.names
-        if layer not in names:
-            raise UserError(f"no layer {layer}; there are {', '.join(names)}")
+        check_layer(self.setup, layer)
 
         def look(images: np.ndarray) -> np.ndarray:
             placed = put_batch(self.setup.network.mesh, {"image": images}, len(images))["image"]
@@ -224,6 +222,12 @@ class Net(Generic[_S_co]):
             filled[: len(some)] = some
             parts.append(look(filled)[: len(some)])
         return np.concatenate(parts)
+
+
+def check_layer(setup: NetSetup, layer: str) -> None:
+    """Raises UserError if `Net.features` has no such layer."""
+    if layer not in setup.evaluator.features:
+        raise UserError(f"no layer {layer}; there are {', '.join(setup.evaluator.features)}")
 
 
 # --- opening ------------------------------------------------------------------------------------
