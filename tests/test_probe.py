@@ -10,6 +10,7 @@ import pytest
 import alexnet_jax
 from alexnet_jax import UserError
 from alexnet_jax.data.records import open_records
+from alexnet_jax.figures.kernels import colourfulness
 from alexnet_jax.prepare import prepare
 from alexnet_jax.probe import main, pixels, probe, ridge
 from alexnet_jax.runtime import host
@@ -80,7 +81,7 @@ def test_pixels_need_no_model(records, run):
 
 
 def test_a_wrong_split_or_layer_is_one_line(records, tmp_path, run, capsys):
-    with pytest.raises(UserError, match="has no split 'test', only train, validation$"):
+    with pytest.raises(UserError, match=r"has no split 'test', only train, validation$"):
         probe(pixels, open_records(records), split="test", penalty=1)
     new_net(make_config(records)).save_pretrained(tmp_path / "net")
     with pytest.raises(SystemExit):
@@ -109,6 +110,8 @@ def test_features_of_bvlcs_real_network_and_with_its_towers_swapped(tmp_path):
 
     layers = [f"conv{number}" for number in range(1, 6)]
     net = alexnet_jax.load_weights(weights, "bvlc_alexnet", layers=layers)
+    share = colourfulness(np.asarray(net.params["conv1"]["kernel"]))
+    np.testing.assert_allclose(share.reshape(2, 48).mean(1), [0.80, 0.21], atol=0.01)  # Fig. 3
     conv1 = {name: jnp.roll(part, 48, axis=-1) for name, part in net.params["conv1"].items()}
     swapped = dataclasses.replace(net, params=net.params | {"conv1": conv1})
     found = [

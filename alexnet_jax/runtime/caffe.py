@@ -26,9 +26,9 @@ MESSAGES = {  # number and type of each field; '*': repeated
         "shape": (7, "Shape"),
         "double_data": (8, "bytes*"),
     },
-    "Layer": {"name": (1, "string"), "blobs": (7, "Blob*")},
+    "Layer": {"name": (1, "string"), "type": (2, "string"), "blobs": (7, "Blob*")},
     "V1Layer": {"name": (4, "string"), "blobs": (6, "Blob*")},
-    "Net": {"layers": (2, "V1Layer*"), "layer": (100, "Layer*")},
+    "Net": {"name": (1, "string"), "layers": (2, "V1Layer*"), "layer": (100, "Layer*")},
 }
 
 
