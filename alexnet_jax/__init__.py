@@ -1,5 +1,6 @@
 """The AlexNet of 2012: two towers on two devices (Krizhevsky, Sutskever, Hinton, NIPS 2012).
 
+    net = alexnet_jax.from_pretrained("tiny")  # a network in the package
     net = alexnet_jax.load("runs/tiny")  # a workdir, its copy, a folder of save_pretrained
     net.top5("photo.jpg")
     model = alexnet_jax.AlexNet(alexnet_jax.alexnet_2012.model, rngs=nnx.Rngs(0))

@@ -54,7 +54,21 @@ def exported(net, folder, name, to):
 def assert_same(found, net, images):
     wanted = net.logits(images)
     assert wanted.std(axis=0).max() > 0.001 * np.abs(wanted).max()  # they depend on the image
-    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    difference = np.abs(found - wanted).max() / np.abs(wanted).max()
+    print(f"{net}: {difference:.1e}")
+    assert difference < 1e-5
+
+
+def by_opencv(file, net, images):
+    """The logits that OpenCV finds, image by image."""
+    theirs = cv2.dnn.readNetFromCaffe(str(file.with_suffix(".prototxt")), str(file))
+    mean = read_mean(file.with_suffix(".binaryproto"))
+    seen = crops(net, images.astype(np.float32) - mean)[..., ::-1].transpose(0, 3, 1, 2)
+    found = []
+    for one in seen:
+        theirs.setInput(np.ascontiguousarray(one[None]))
+        found.append(theirs.forward(net.config.model.names[-1])[0])
+    return np.stack(found)
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *CIFAR, *(f"ablations:{one}" for one in ABLATIONS)])
@@ -79,14 +93,8 @@ def test_onnxruntimes_logits(name, tmp_path):
 def test_opencvs_logits_of_caffes_files(name, tmp_path):
     net = new_net(small(name))
     file = exported(net, tmp_path, "net.caffemodel", "caffe")
-    theirs = cv2.dnn.readNetFromCaffe(str(file.with_suffix(".prototxt")), str(file))
-    images, mean = photos(net), read_mean(file.with_suffix(".binaryproto"))
-    seen = crops(net, images.astype(np.float32) - mean)[..., ::-1].transpose(0, 3, 1, 2)
-    found = []
-    for one in seen:
-        theirs.setInput(np.ascontiguousarray(one[None]))
-        found.append(theirs.forward(net.config.model.names[-1])[0])
-    assert_same(np.stack(found), net, images)
+    images = photos(net)
+    assert_same(by_opencv(file, net, images), net, images)
 
 
 @pytest.mark.parametrize("kind", ["bvlc_alexnet", "caffenet"])
@@ -147,3 +155,32 @@ def test_to_torch_is_the_layout_torch(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main([*line, "--to=onnx", "--layout=torch", f"--file={tmp_path / 'c.onnx'}"])
     assert "give one" in capsys.readouterr().err
+
+
+def test_an_even_window_within_maps_sees_more_before_than_after(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    c = small("cifar10:18")
+    within = dataclasses.replace(c.model.within_map, size=4)
+    net = new_net(dataclasses.replace(c, model=dataclasses.replace(c.model, within_map=within)))
+    file = exported(net, tmp_path, "net.onnx", "onnx")
+    images = photos(net)
+    seen = images.transpose(0, 3, 1, 2).astype(np.float32)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert_same(session.run(["logits"], {"image": seen})[0], net, images)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012", "bvlc_alexnet", "torchvision"])
+def test_full_width(name, tmp_path):
+    """As above, with 61 million parameters; Caffe's files, too, if OpenCV reads them."""
+    c = small(name, width=1.0, classes=1000)
+    net = new_net(c)
+    runtime = pytest.importorskip("onnxruntime")
+    images = photos(net)
+    file = exported(net, tmp_path, "net.onnx", "onnx")
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    seen = crops(net, images).transpose(0, 3, 1, 2).astype(np.float32)
+    assert_same(session.run(["logits"], {"image": seen})[0], net, images)
+    if hasattr(cv2.dnn, "readNetFromCaffe"):
+        found = by_opencv(exported(net, tmp_path, "net.caffemodel", "caffe"), net, images)
+        assert_same(found, net, images)

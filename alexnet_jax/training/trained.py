@@ -30,6 +30,7 @@ from alexnet_jax.training.pretrained import (
     FILES,
     Pretrained,
     about,
+    find,
     is_pretrained,
     read_config,
     read_pretrained,
@@ -244,7 +245,8 @@ def load(
 
     Args:
       folder: the workdir, which may be a copy, and whose run may still be training; or a folder
-        that `Net.save_pretrained` made; or 'hf://OWNER/NAME'.
+        that `Net.save_pretrained` made; or 'hf://OWNER/NAME'; or the name of a network in the
+        package, such as 'tiny'.
       step: which checkpoint of a workdir.
       devices: to compute on; any number, whatever it was trained on.
       records: where the run's records are now. Only workdirs of version 0.1 need them, for their
@@ -253,27 +255,31 @@ def load(
     Raises:
       UserError: there is no run or no such checkpoint, or it is damaged.
     """
-    if hub.is_address(os.fspath(folder)) or is_pretrained(Path(folder)):
+    place, text = Path(folder), os.fspath(folder)
+    a_name = place.name == text and not place.exists()
+    if hub.is_address(text) or is_pretrained(place) or a_name:
         return from_pretrained(folder, devices=devices)
-    place = Path(folder)
     c = dataclasses.replace(workdir.read_config(place), devices=devices)
     return open_without_records(c, place, step, records)
 
 
 def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[NetSetup]:
-    """The network of a folder that `Net.save_pretrained` made, or of the Hugging Face Hub.
+    """A network of the package, of a folder that `Net.save_pretrained` made, or of the Hub.
 
     Args:
-      where: the folder; or 'hf://OWNER/NAME', or 'hf://OWNER/NAME@REVISION'.
+      where: the name of one in the package, such as 'tiny', unless there is a folder of that name;
+        the folder; or 'hf://OWNER/NAME', or 'hf://OWNER/NAME@REVISION', of the Hugging Face Hub.
       devices: to compute on.
 
     Raises:
       UserError: there is none, it is damaged or another program's; or the Hub has no such model or
         cannot be reached, or huggingface_hub is not installed.
     """
-    folder, address = Path(where), ""
-    if hub.is_address(os.fspath(where)):
-        address = os.fspath(where)
+    text, address = os.fspath(where), ""
+    if not hub.is_address(text):
+        folder = find(text)
+    else:
+        address = text
         read_config(hub.download(address, [CONFIG]))  # before a stranger's weights are loaded
         folder = hub.download(address, FILES)
     held = read_pretrained(folder, devices)
