@@ -27,7 +27,7 @@ from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes
-from alexnet_jax.model.layouts import Layout, from_layout, to_layout
+from alexnet_jax.model.layouts import Layout, dropout_in, from_layout, to_layout
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
@@ -52,7 +52,8 @@ def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step)
     tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as out:
-        out.write(to_bytes(tensors, {"layout": layout, "step": str(net.step), "format": "np"}))
+        about = {"layout": layout, "dropout": dropout_in(layout)}
+        out.write(to_bytes(tensors, about | {"step": str(net.step), "format": "np"}))
     print(f"{len(tensors)} tensors of step {net.step} in {file}")
 
 
@@ -66,7 +67,11 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    params = from_layout(read_tensors(file)[0], setup.network, layout)
+    tensors, about = read_tensors(file)
+    try:
+        params = from_layout(tensors, setup.network, layout, about)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     state = init_state(setup)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
