@@ -15,7 +15,7 @@ caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, g
 `import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
 With --from it reads the files of other programs, and needs no records: torchvision's `alexnet`
 (.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel). MEAN is a
-.binaryproto or three numbers: red, green, blue. See docs/weights.md.
+.binaryproto, three numbers (red, green, blue) or a folder of records. See docs/weights.md.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,9 @@ FILE = flags.DEFINE_string("file", None, "The safetensors file.", OPTIONS)
 LAYOUT = flags.DEFINE_enum("layout", "classic", get_args(Layout), "Layout of the file.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The folder that save makes.", OPTIONS)
 FROM = flags.DEFINE_enum("from", None, get_args(Kind), "Whose file import reads.", OPTIONS)
-MEAN = flags.DEFINE_string("mean", "", "With --from: .binaryproto, or RED,GREEN,BLUE.", OPTIONS)
+MEAN = flags.DEFINE_string(
+    "mean", "", "With --from: .binaryproto, RED,GREEN,BLUE, records.", OPTIONS
+)
 LAYERS = flags.DEFINE_list("layers", None, "With --from: only these; others are new.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 

@@ -27,7 +27,8 @@ MESSAGES = {  # number and type of each field; '*': repeated
         "double_data": (8, "bytes*"),
     },
     "Layer": {"name": (1, "string"), "blobs": (7, "Blob*")},
-    "V1Layer": {"name": (4, "string"), "blobs": (6, "Blob*")},
+    "V0Layer": {"name": (1, "string"), "blobs": (50, "Blob*")},
+    "V1Layer": {"layer": (1, "V0Layer"), "name": (4, "string"), "blobs": (6, "Blob*")},
     "Net": {"layers": (2, "V1Layer*"), "layer": (100, "Layer*")},
 }
 
@@ -58,14 +59,17 @@ CLASSES = _classes()
 
 
 def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
-    """The arrays of each layer that has any: kernel and bias. Both generations: `layers`, `layer`.
+    """The layers of a network in their order, each with its arrays: kernel and bias, or none.
+
+    All three generations: `layers` whose values lie in a `layer` of their own, `layers`, `layer`.
 
     Raises:
       UserError: there is no such file, or it is none of Caffe's.
     """
     net = _parse("Net", path)
-    found = {one.name: one.blobs for one in (*net.layers, *net.layer) if one.blobs}
-    if not found:
+    layers = [one.layer if one.HasField("layer") else one for one in net.layers]
+    found = {one.name: one.blobs for one in (*layers, *net.layer)}
+    if not any(found.values()):
         raise UserError(f"{path} cannot be read as a .caffemodel: it has no layers with weights")
     return {
         name: [_array(blob, f"{path}: layer {name}") for blob in blobs]
@@ -74,7 +78,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def read_mean(path: Path) -> np.ndarray:
-    """A mean image, of a .binaryproto: float32 [height, width, 3], red, green, blue.
+    """A mean image, of a .binaryproto: float32 [3, height, width], colours as the network's.
 
     Raises:
       UserError: there is no such file, or it is no image.
@@ -82,10 +86,12 @@ def read_mean(path: Path) -> np.ndarray:
     mean = _array(_parse("Blob", path), str(path))
     if mean.ndim < 3 or mean.shape[-3] != 3 or mean.size != np.prod(mean.shape[-3:]):
         raise UserError(f"{path} is {list(mean.shape)}; a mean image is [3, height, width]")
-    return mean.reshape(mean.shape[-3:])[::-1].transpose(1, 2, 0)
+    return mean.reshape(mean.shape[-3:])
 
 
 def _parse(kind: str, path: Path) -> Any:
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
     try:
         return CLASSES[kind].FromString(path.read_bytes())
     except OSError as error:
