@@ -14,8 +14,9 @@ caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, g
 
 `import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
 With --from it reads the files of other programs, and needs no records: torchvision's `alexnet`
-(.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel). MEAN is a
-.binaryproto, three numbers (red, green, blue) or a folder of records. See docs/weights.md.
+(.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel), and these
+two as ONNX graphs (`onnx`). MEAN is a .binaryproto, three numbers (red, green, blue) or a folder of
+records. --config is of a network like theirs with, for example, other classes. See docs/weights.md.
 """
 
 from collections.abc import Sequence
@@ -83,7 +84,13 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
 
 
 def import_from(
-    kind: Kind, folder: Path, file: Path, mean: str, layers: Sequence[str] | None
+    kind: Kind,
+    folder: Path,
+    file: Path,
+    *,
+    mean: str = "",
+    layers: Sequence[str] | None = None,
+    c: config.Config | None = None,
 ) -> None:
     """Makes `folder` a workdir whose checkpoint, of step 0, has the weights of another program.
 
@@ -93,7 +100,7 @@ def import_from(
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    net = load_weights(file, kind, mean=mean, layers=layers)
+    net = load_weights(file, kind, mean=mean, layers=layers, config=c)
     c = net.config
     state = init_state(net.setup, net.params)
     meta = {"records": net.setup.data.hash, "policy": make_policy(c.policy).state()}
@@ -137,8 +144,10 @@ def _run(arguments: Sequence[str]) -> None:
         return
     file, layout = Path(cli.required(FILE, "weights.safetensors")), cast(Layout, LAYOUT.value)
     if what == "import" and FROM.value:
-        host.configure_jax(1)
-        import_from(cast(Kind, FROM.value), folder, file, MEAN.value, LAYERS.value)
+        c = cli.given_config(CONFIG) if CONFIG.value else None
+        host.configure_jax(c.devices if c else 1)
+        kind, layers = cast(Kind, FROM.value), LAYERS.value
+        import_from(kind, folder, file, mean=MEAN.value, layers=layers, c=c)
     elif what == "export":
         step = trained.parse_step(STEP.value)
         host.configure_jax(1)

@@ -1,7 +1,6 @@
-"""Caffe's binary files, .caffemodel and .binaryproto, without Caffe: the messages that hold arrays.
+"""Caffe's binary files, .caffemodel and .binaryproto, without Caffe.
 
-Field numbers are those of Caffe's `caffe.proto`. Numbers are declared as bytes, because a packed
-list of floats is a string of bytes on the wire: so no float becomes a Python object.
+Of the messages in Caffe's `caffe.proto`, only what holds arrays is read.
 """
 
 from collections.abc import Sequence
@@ -9,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.messages import message_classes, parse_file
 
-PACKAGE = "alexnet_jax.caffe"
-MESSAGES = {  # number and type of each field; '*': repeated
+MESSAGES = {
     "Shape": {"dim": (1, "int64*")},
     "Blob": {
         "num": (1, "int64"),
@@ -33,29 +30,7 @@ MESSAGES = {  # number and type of each field; '*': repeated
 }
 
 
-def _classes() -> dict[str, Any]:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="caffe", package=PACKAGE, syntax="proto2")
-    for message, fields in MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for name, (number, declared) in fields.items():
-            field = described.field.add(name=name, number=number)
-            repeated, kind = declared.endswith("*"), declared.removesuffix("*")
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind in MESSAGES:
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
-            else:
-                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
-            field.options.packed = repeated and kind == "int64"
-    pool = descriptor_pool.DescriptorPool()  # not the common one: Caffe's may be there, too
-    pool.AddSerializedFile(file.SerializeToString())
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-        for name in MESSAGES
-    }
-
-
-CLASSES = _classes()
+CLASSES = message_classes("alexnet_jax.caffe", MESSAGES)
 
 
 def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
@@ -66,7 +41,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
     Raises:
       UserError: there is no such file, or it is none of Caffe's.
     """
-    net = _parse("Net", path)
+    net = parse_file(CLASSES["Net"], path, "a .caffemodel")
     layers = [one.layer if one.HasField("layer") else one for one in net.layers]
     found = {one.name: one.blobs for one in (*layers, *net.layer)}
     if not any(found.values()):
@@ -83,21 +58,10 @@ def read_mean(path: Path) -> np.ndarray:
     Raises:
       UserError: there is no such file, or it is no image.
     """
-    mean = _array(_parse("Blob", path), str(path))
+    mean = _array(parse_file(CLASSES["Blob"], path, "a .binaryproto"), str(path))
     if mean.ndim < 3 or mean.shape[-3] != 3 or mean.size != np.prod(mean.shape[-3:]):
         raise UserError(f"{path} is {list(mean.shape)}; a mean image is [3, height, width]")
     return mean.reshape(mean.shape[-3:])
-
-
-def _parse(kind: str, path: Path) -> Any:
-    if not path.exists():
-        raise UserError(f"there is no file {path}")
-    try:
-        return CLASSES[kind].FromString(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except DecodeError as error:
-        raise UserError(f"{path} cannot be read as a file of Caffe's ({error})") from error
 
 
 def _array(blob: Any, where: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Trained weights of other programs: torchvision's `alexnet`, and Caffe's networks."""
+"""Trained weights of other programs: torchvision's `alexnet`, Caffe's networks, also as ONNX."""
 
 import hashlib
 import math
@@ -23,13 +23,21 @@ from alexnet_jax.runtime.caffe import read_caffemodel, read_mean
 from alexnet_jax.runtime.cli import load_config
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.tensors import read_tensors
+from alexnet_jax.training.graphs import read_graph
 from alexnet_jax.training.setup import NetSetup, make_net_setup, make_network
 from alexnet_jax.training.trained import Net
 
-Kind = Literal["torchvision", "bvlc_alexnet", "caffenet", "cifar10_full"]
+Kind = Literal["torchvision", "bvlc_alexnet", "caffenet", "onnx", "cifar10_full"]
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """What torchvision subtracts from images on [0, 1] and divides them by: red, green, blue."""
+
+
+_ARRANGEMENT = (
+    *("kind", "activation", "pool_window", "pool_stride", "pool_over_edges", "padding", "lrn"),
+    *("lrn_over_towers", "lrn_after_pooling", "within_map", "dropout_before", "without"),
+)
+"""Keys of a network's config that decide what its weights mean."""
 
 
 class _Program(NamedTuple):
@@ -46,6 +54,7 @@ PROGRAMS: Mapping[Kind, _Program] = {
     "torchvision": _Program("torchvision", "torch", _TORCHVISION),
     "bvlc_alexnet": _Program("bvlc_alexnet", "caffe", {}),
     "caffenet": _Program("caffenet", "caffe", {}),
+    "onnx": _Program("bvlc_alexnet", "caffe", {}),  # or caffenet, as its graph says
     # Caffe reads CIFAR-10 as its authors published it: red, green, blue.
     "cifar10_full": _Program("cifar10:18", "torch", {"fc10": "ip1"}),
 }
@@ -62,24 +71,28 @@ def load_weights(
     """The network of another program, with its weights. What differs is converted.
 
     Args:
-      file: .pth or .safetensors of torchvision, .caffemodel or .safetensors of Caffe's networks.
+      file: .pth or .safetensors of torchvision, .caffemodel or .safetensors of Caffe's networks,
+        .onnx of Caffe's two for ImageNet.
       kind: whose.
       mean: what is subtracted from images: a .binaryproto, or 'RED,GREEN,BLUE' on 0..255, or a
         folder of records, whose mean image it is. Caffe's networks need it, without a "mean" in
         the file; torchvision's is known.
       layers: only these; the others begin with random weights. None: all must be there.
-      config: another than the packaged one of this kind, for example with fewer classes.
+      config: another than the packaged one of this kind, for example with fewer classes. With one
+        tower, kernels of two groups are the blocks of its kernels, and the rest of them is zero.
 
     Raises:
       UserError: the file is damaged, or of another network, or the mean is missing.
     """
     path = Path(file)
     program = PROGRAMS[kind]
-    c = config or load_config(program.config)
+    arrangement, tensors = read_graph(path) if kind == "onnx" else ("", _read(path, kind))
+    packaged = load_config(arrangement or program.config)
+    c = config or packaged
+    _check_config(c, packaged)
     if mean and is_prepared(mean):
         c = replace(c, data=replace(c.data, records=mean))
     network = make_network(c)
-    tensors = _read(path, kind)
     info = _info(path, kind, c, mean, tensors.pop("mean", None))
     wanted = tuple(layers or c.model.names)
     if unknown := [name for name in wanted if name not in c.model.names]:
@@ -96,6 +109,17 @@ def load_weights(
         found["conv1"] = (found["conv1"][0] / scale, found["conv1"][1])
     params = network.init(c.seed) | _placed(found, network, program.layout)
     return Net(path, 0, make_net_setup(c, info, network), params)
+
+
+def _check_config(c: config.Config, packaged: config.Config) -> None:
+    """Raises UserError if a config computes with the weights in another way than their program."""
+    for key in _ARRANGEMENT if isinstance(packaged.model, config.AlexNet) else ("layers",):
+        ours, theirs = getattr(c.model, key, None), getattr(packaged.model, key)
+        if ours != theirs:
+            raise UserError(
+                f"config.model.{key} is {ours}, but the weights are for {theirs}, as in the config "
+                f"{packaged.experiment.name}"
+            )
 
 
 def _read(path: Path, kind: Kind) -> dict[str, np.ndarray]:
@@ -162,6 +186,8 @@ def _layer(
         array = tensors.get(f"{name}.{part}")
         if array is None:
             raise UserError(f"{path} has no {part} of layer {name}; {kind} has {list(shape)}")
+        if part == "weight" and _as_blocks(array).shape == shape:
+            array = _as_blocks(array)
         # Older files of Caffe have four axes everywhere, the first ones of one.
         old = array.ndim == 4 and array.shape == (1,) * (4 - len(shape)) + shape
         if array.shape != shape and not old:
@@ -170,6 +196,20 @@ def _layer(
             )
         found.append(array.reshape(shape).astype(np.float32))
     return found[0], found[1]
+
+
+def _as_blocks(kernel: np.ndarray) -> np.ndarray:
+    """A kernel of two groups, [out, in / 2, height, width], as one that sees both: [out, in, ...].
+
+    Each half of the units sees its own half of the maps; the other weights are zero.
+    """
+    if kernel.ndim != 4 or len(kernel) % 2:
+        return kernel
+    first, second = np.split(kernel, 2)
+    none = np.zeros_like(first)
+    return np.concatenate(
+        [np.concatenate([first, none], axis=1), np.concatenate([none, second], axis=1)]
+    )
 
 
 def _placed(
