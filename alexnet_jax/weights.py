@@ -20,8 +20,9 @@ network in the package.
 
 `import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
 With --from it reads the files of other programs, and needs no records: torchvision's `alexnet`
-(.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel). MEAN is a
-.binaryproto or three numbers: red, green, blue. See docs/weights.md.
+(.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel), and these
+two as ONNX graphs (`onnx`). MEAN is a .binaryproto, three numbers (red, green, blue) or a folder of
+records. --config is of a network like theirs with, for example, other classes. See docs/weights.md.
 """
 
 import json
@@ -38,7 +39,7 @@ from alexnet_jax.data.info import info_bytes
 from alexnet_jax.export.caffe_files import caffe_files, mean_file
 from alexnet_jax.export.onnx_file import onnx_bytes
 from alexnet_jax.export.row import row_of
-from alexnet_jax.model.layouts import Layout, from_layout, to_layout
+from alexnet_jax.model.layouts import Layout, dropout_in, from_layout, to_layout
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
@@ -66,8 +67,8 @@ def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step)
     tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as out:
-        about = {"layout": layout, "step": str(net.step), "format": "np"}
-        out.write(to_bytes(tensors, about | ({} if layout == "classic" else _about(net))))
+        about = {"layout": layout, "dropout": dropout_in(layout)}
+        out.write(to_bytes(tensors, about | {"step": str(net.step), "format": "np"}))
     print(f"{len(tensors)} tensors of step {net.step} in {file}")
 
 
@@ -110,9 +111,7 @@ def _about(net: trained.Net) -> dict[str, str]:
     about, model = {"network": repr(net)}, net.config.model
     if isinstance(model, config.AlexNet) and model.dropout:
         names, share = " and ".join(model.dropout_before), 1 - model.dropout
-        about["dropout"] = (
-            f"the kernels of {names} are multiplied by {share:g}: here dropout scales in training"
-        )
+        about["dropout"] = f"{dropout_in('torch')}: kernels of {names} multiplied by {share:g}"
     return about
 
 
@@ -126,7 +125,11 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    params = from_layout(read_tensors(file)[0], setup.network, layout)
+    tensors, about = read_tensors(file)
+    try:
+        params = from_layout(tensors, setup.network, layout, about)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     state = init_state(setup)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
     state["params"] = jax.device_put(params, shardings)
@@ -138,7 +141,13 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
 
 
 def import_from(
-    kind: Kind, folder: Path, file: Path, mean: str, layers: Sequence[str] | None
+    kind: Kind,
+    folder: Path,
+    file: Path,
+    *,
+    mean: str = "",
+    layers: Sequence[str] | None = None,
+    c: config.Config | None = None,
 ) -> None:
     """Makes `folder` a workdir whose checkpoint, of step 0, has the weights of another program.
 
@@ -148,7 +157,7 @@ def import_from(
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    net = load_weights(file, kind, mean=mean, layers=layers)
+    net = load_weights(file, kind, mean=mean, layers=layers, config=c)
     c = net.config
     state = init_state(net.setup, net.params)
     meta = {"records": net.setup.data.hash, "policy": make_policy(c.policy).state()}
@@ -170,7 +179,9 @@ LAYOUT = flags.DEFINE_enum("layout", None, get_args(Layout), "Layout of the file
 TO = flags.DEFINE_enum("to", None, ["torch", *get_args(Format)], "What export writes.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The folder that save makes.", OPTIONS)
 FROM = flags.DEFINE_enum("from", None, get_args(Kind), "Whose file import reads.", OPTIONS)
-MEAN = flags.DEFINE_string("mean", "", "With --from: .binaryproto, or RED,GREEN,BLUE.", OPTIONS)
+MEAN = flags.DEFINE_string(
+    "mean", "", "With --from: .binaryproto, RED,GREEN,BLUE, records.", OPTIONS
+)
 LAYERS = flags.DEFINE_list("layers", None, "With --from: only these; others are new.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoint: newest, best or a number.", OPTIONS)
 
@@ -195,8 +206,10 @@ def _run(arguments: Sequence[str]) -> None:
     if TO.value and (LAYOUT.value or what == "import"):
         raise UserError("--to is for export, and --layout is of safetensors files; give one")
     if what == "import" and FROM.value:
-        host.configure_jax(1)
-        import_from(cast(Kind, FROM.value), folder, file, MEAN.value, LAYERS.value)
+        c = cli.given_config(CONFIG) if CONFIG.value else None
+        host.configure_jax(c.devices if c else 1)
+        kind, layers = cast(Kind, FROM.value), LAYERS.value
+        import_from(kind, folder, file, mean=MEAN.value, layers=layers, c=c)
     elif what == "export":
         step = trained.parse_step(STEP.value)
         host.configure_jax(1)

@@ -62,8 +62,9 @@ def assert_same(found, net, images):
 def by_opencv(file, net, images):
     """The logits that OpenCV finds, image by image."""
     theirs = cv2.dnn.readNetFromCaffe(str(file.with_suffix(".prototxt")), str(file))
-    mean = read_mean(file.with_suffix(".binaryproto"))
-    seen = crops(net, images.astype(np.float32) - mean)[..., ::-1].transpose(0, 3, 1, 2)
+    mean = read_mean(file.with_suffix(".binaryproto"))  # [3, height, width], blue, green, red
+    minus_mean = images[..., ::-1].astype(np.float32) - mean.transpose(1, 2, 0)
+    seen = crops(net, minus_mean).transpose(0, 3, 1, 2)
     found = []
     for one in seen:
         theirs.setInput(np.ascontiguousarray(one[None]))
@@ -119,7 +120,7 @@ def test_conv1_hangs_over_by_a_larger_kernel(tmp_path):
     np.testing.assert_array_equal(kernel[:, :, 3:, 3:], ours)
     text = file.with_suffix(".prototxt").read_text()
     assert "kernel_size: 14 stride: 4 pad: 3 group: 1" in text
-    assert "# dropout: the kernels of fc7 and fc8 are multiplied by 0.5" in text
+    assert "# dropout: scaled in training: kernels of fc7 and fc8 multiplied by 0.5" in text
 
 
 def test_what_a_format_lacks_is_one_line(tmp_path):
@@ -151,7 +152,7 @@ def test_to_torch_is_the_layout_torch(tmp_path, monkeypatch, capsys):
     (a, about), (b, _) = (read_tensors(tmp_path / f"{name}.safetensors") for name in "ab")
     assert a.keys() == b.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    assert about["dropout"].startswith("the kernels of fc7 and fc8 are multiplied by 0.5")
+    assert about["dropout"] == "scaled in training"
     with pytest.raises(SystemExit):
         main([*line, "--to=onnx", "--layout=torch", f"--file={tmp_path / 'c.onnx'}"])
     assert "give one" in capsys.readouterr().err

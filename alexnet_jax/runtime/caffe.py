@@ -1,7 +1,6 @@
-"""Caffe's binary files, .caffemodel and .binaryproto, without Caffe: the messages that hold arrays.
+"""Caffe's binary files, .caffemodel and .binaryproto, without Caffe.
 
-Field numbers are those of Caffe's `caffe.proto`. Numbers are declared as bytes, because a packed
-list of floats is a string of bytes on the wire: so no float becomes a Python object.
+Of the messages in Caffe's `caffe.proto`, only what holds arrays is read.
 """
 
 from collections.abc import Sequence
@@ -9,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.messages import message_classes, parse_file
 
-PACKAGE = "alexnet_jax.caffe"
-MESSAGES = {  # number and type of each field; '*': repeated
+MESSAGES = {
     "Shape": {"dim": (1, "int64*")},
     "Blob": {
         "num": (1, "int64"),
@@ -27,45 +24,27 @@ MESSAGES = {  # number and type of each field; '*': repeated
         "double_data": (8, "bytes*"),
     },
     "Layer": {"name": (1, "string"), "type": (2, "string"), "blobs": (7, "Blob*")},
-    "V1Layer": {"name": (4, "string"), "blobs": (6, "Blob*")},
+    "V0Layer": {"name": (1, "string"), "blobs": (50, "Blob*")},
+    "V1Layer": {"layer": (1, "V0Layer"), "name": (4, "string"), "blobs": (6, "Blob*")},
     "Net": {"name": (1, "string"), "layers": (2, "V1Layer*"), "layer": (100, "Layer*")},
 }
 
 
-def _classes() -> dict[str, Any]:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="caffe", package=PACKAGE, syntax="proto2")
-    for message, fields in MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for name, (number, declared) in fields.items():
-            field = described.field.add(name=name, number=number)
-            repeated, kind = declared.endswith("*"), declared.removesuffix("*")
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind in MESSAGES:
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
-            else:
-                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
-            field.options.packed = repeated and kind == "int64"
-    pool = descriptor_pool.DescriptorPool()  # not the common one: Caffe's may be there, too
-    pool.AddSerializedFile(file.SerializeToString())
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-        for name in MESSAGES
-    }
-
-
-CLASSES = _classes()
+CLASSES = message_classes("alexnet_jax.caffe", MESSAGES)
 
 
 def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
-    """The arrays of each layer that has any: kernel and bias. Both generations: `layers`, `layer`.
+    """The layers of a network in their order, each with its arrays: kernel and bias, or none.
+
+    All three generations: `layers` whose values lie in a `layer` of their own, `layers`, `layer`.
 
     Raises:
       UserError: there is no such file, or it is none of Caffe's.
     """
-    net = _parse("Net", path)
-    found = {one.name: one.blobs for one in (*net.layers, *net.layer) if one.blobs}
-    if not found:
+    net = parse_file(CLASSES["Net"], path, "a .caffemodel")
+    layers = [one.layer if one.HasField("layer") else one for one in net.layers]
+    found = {one.name: one.blobs for one in (*layers, *net.layer)}
+    if not any(found.values()):
         raise UserError(f"{path} cannot be read as a .caffemodel: it has no layers with weights")
     return {
         name: [_array(blob, f"{path}: layer {name}") for blob in blobs]
@@ -74,24 +53,15 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def read_mean(path: Path) -> np.ndarray:
-    """A mean image, of a .binaryproto: float32 [height, width, 3], red, green, blue.
+    """A mean image, of a .binaryproto: float32 [3, height, width], colours as the network's.
 
     Raises:
       UserError: there is no such file, or it is no image.
     """
-    mean = _array(_parse("Blob", path), str(path))
+    mean = _array(parse_file(CLASSES["Blob"], path, "a .binaryproto"), str(path))
     if mean.ndim < 3 or mean.shape[-3] != 3 or mean.size != np.prod(mean.shape[-3:]):
         raise UserError(f"{path} is {list(mean.shape)}; a mean image is [3, height, width]")
-    return mean.reshape(mean.shape[-3:])[::-1].transpose(1, 2, 0)
-
-
-def _parse(kind: str, path: Path) -> Any:
-    try:
-        return CLASSES[kind].FromString(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except DecodeError as error:
-        raise UserError(f"{path} cannot be read as a file of Caffe's ({error})") from error
+    return mean.reshape(mean.shape[-3:])
 
 
 def _array(blob: Any, where: str) -> np.ndarray:

@@ -82,7 +82,7 @@ def load_layers(setup: Setup) -> optim.Params:
 
 def _of_file(file: Path, network: ShardedModel) -> optim.Params:
     try:
-        found = layers_that_fit(read_tensors(file)[0], network)
+        found = layers_that_fit(*read_tensors(file), network)
     except UserError as error:
         raise UserError(f"config.init_from={file}: {error}") from error
 
