@@ -55,15 +55,15 @@ Format = Literal["onnx", "caffe"]
 """Of a whole network: its operations and its weights."""
 
 
-def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step) -> None:
-    """Writes the parameters of a workdir's checkpoint to `file`.
+def export_weights(model: str | Path, file: Path, layout: Layout, step: trained.Step) -> None:
+    """Writes the parameters of a network that `trained.load` opens to `file`.
 
     Raises:
       UserError: see `trained.load` and `to_layout`; or the file is there already.
     """
     if file.exists():
         raise UserError(f"{file} is there already; remove it or give another --file")
-    net = trained.load(folder, step=step)
+    net = trained.load(model, step=step)
     tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as out:
@@ -72,8 +72,8 @@ def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step)
     print(f"{len(tensors)} tensors of step {net.step} in {file}")
 
 
-def export_network(folder: Path, file: Path, to: Format, step: trained.Step) -> None:
-    """Writes the network of a workdir as ONNX to `file`, or as Caffe's files beside `file`.
+def export_network(model: str | Path, file: Path, to: Format, step: trained.Step) -> None:
+    """Writes a network that `trained.load` opens as ONNX, or as Caffe's files beside `file`.
 
     Raises:
       UserError: see `trained.load`, `row_of`, `onnx_bytes` and `caffe_files`; or a file is there
@@ -85,7 +85,7 @@ def export_network(folder: Path, file: Path, to: Format, step: trained.Step) -> 
     files = [file.with_suffix(ending) for ending in endings]
     if there := [one for one in files if one.exists()]:
         raise UserError(f"{there[0]} is there already; remove it or give another --file")
-    net = trained.load(folder, step=step)
+    net = trained.load(model, step=step)
     about, mean = _about(net), np.asarray(net.setup.data.statistics.mean, np.float32)
     layout: Layout = "torch" if to == "onnx" else "caffe"
     row = row_of(net.config, net.setup.network, jax.device_get(net.params), layout)
@@ -193,11 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     what = cli.one_of(["save", "export", "import"], arguments)
-    folder = Path(cli.required(WORKDIR, "runs/tiny"))
+    model = cli.required(WORKDIR, "runs/tiny")
+    folder = Path(model)
     if what == "save":
         out, step = Path(cli.required(OUT, "mine/")), trained.parse_step(STEP.value)
         host.configure_jax(1)
-        net = trained.load(folder, step=step)
+        net = trained.load(model, step=step)
         net.save_pretrained(out)
         print(f"{net} is in {OUT.value}")
         return
@@ -214,9 +215,9 @@ def _run(arguments: Sequence[str]) -> None:
         step = trained.parse_step(STEP.value)
         host.configure_jax(1)
         if TO.value in get_args(Format):
-            export_network(folder, file, cast(Format, TO.value), step)
+            export_network(model, file, cast(Format, TO.value), step)
         else:
-            export_weights(folder, file, layout, step)
+            export_weights(model, file, layout, step)
     else:
         c = cli.given_config(CONFIG)
         host.configure_jax(c.devices, deterministic=c.deterministic)

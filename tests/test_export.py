@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -141,6 +142,14 @@ def test_what_a_format_lacks_is_one_line(tmp_path):
     )
     with pytest.raises(UserError, match=r"ends with \.onnx$"):
         export_network(tmp_path / "net", tmp_path / "a.pb", "onnx", "newest")
+
+
+def test_without_the_package_onnx_it_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    net = new_net(make_config())
+    with pytest.raises(UserError, match=r"^ONNX files need .* pip install 'alexnet-jax\[onnx\]'$"):
+        exported(net, tmp_path, "a.onnx", "onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_to_torch_is_the_layout_torch(tmp_path, monkeypatch, capsys):
