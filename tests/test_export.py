@@ -101,7 +101,8 @@ def test_opencvs_logits_of_caffes_files(name, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bvlc_alexnet", "caffenet"])
 def test_caffes_files_come_back_as_they_went(kind, tmp_path):
-    net = new_net(small(kind, lrn=load_config(kind).model.lrn))
+    same = load_config(kind).model  # weights are refused for another LRN
+    net = new_net(small(kind, lrn=same.lrn, within_map=same.within_map))
     file = exported(net, tmp_path, "net.caffemodel", "caffe")
     back = load_weights(file, kind, mean=str(file.with_suffix(".binaryproto")), config=net.config)
     np.testing.assert_array_equal(back.setup.data.statistics.mean, net.setup.data.statistics.mean)
