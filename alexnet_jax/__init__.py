@@ -1,5 +1,6 @@
 """The AlexNet of 2012: two towers on two devices (Krizhevsky, Sutskever, Hinton, NIPS 2012).
 
+    net = alexnet_jax.from_pretrained("tiny")  # a network in the package
     net = alexnet_jax.load("runs/tiny")  # a workdir, its copy, a folder of save_pretrained
     net.top5("photo.jpg")
     model = alexnet_jax.AlexNet(alexnet_jax.alexnet_2012.model, rngs=nnx.Rngs(0))
@@ -24,6 +25,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "load_config",
+    "load_weights",
     "lrn",
     "max_pool",
     "run_145",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from alexnet_jax.operations import lrn, max_pool
     from alexnet_jax.runtime.cli import load_config
     from alexnet_jax.runtime.errors import UserError
+    from alexnet_jax.training.others import load_weights
     from alexnet_jax.training.trained import Net, from_pretrained, load
 
     alexnet: Config
@@ -52,6 +55,7 @@ _PLACES = {
     "from_pretrained": "training.trained",
     "load": "training.trained",
     "load_config": "runtime.cli",
+    "load_weights": "training.others",
     "lrn": "operations",
     "max_pool": "operations",
 }

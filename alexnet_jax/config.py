@@ -42,7 +42,13 @@ ADDED: Mapping[str, Any] = {
     "forms": "default",
     "profile": "",
     "data": {"order": "random", "chunk": 1},
-    "model": {"pool_over_edges": False, "padding": {}},  # only AlexNet has them
+    "model": {  # only AlexNet has them
+        "pool_over_edges": False,
+        "padding": {},
+        "lrn_over_towers": False,
+        "lrn_after_pooling": False,
+        "dropout_before": ["fc7", "fc8"],
+    },
     "evaluate": {"nine_views_at_end": False},
 }
 ADDED_TO_PHASES: dict[str, Any] = {"biases": {}, "images": 0}
@@ -155,8 +161,11 @@ class AlexNet:
     padding: Mapping[str, Zeros]  # zeros at each edge of single convolutions' inputs; the
     # others but conv1 have as many as keep the side
     lrn: AcrossMaps
+    lrn_over_towers: bool  # LRN's window runs over both towers' maps, A's last beside B's first
+    lrn_after_pooling: bool  # pooling comes before LRN
     within_map: WithinMap
-    dropout: BelowOne  # probability that a neuron of fc6 or fc7 is set to zero; 0: no dropout
+    dropout: BelowOne  # probability that an input of a layer below is set to zero; 0: no dropout
+    dropout_before: tuple[Literal["fc6", "fc7", "fc8"], ...]  # the paper: fc7 and fc8
     std: Mapping[str, NonNegativeFloat]  # standard deviation of the initial weights, by layer
     bias: Mapping[str, float]  # initial biases, by layer
 
@@ -167,14 +176,27 @@ class AlexNet:
             if set(getattr(self, key)) != set(self.layers):
                 raise ValueError(f"{key} must have one value for each of {', '.join(self.layers)}")
         there = CONVOLUTIONS[: len(self.kernels)]
-        for key, allowed in (("cross", (*there, "fc6", "fc7")), ("padding", there[1:])):
+        for key, allowed in (("cross", (*there, "fc6", "fc7")), ("padding", there)):
             for name in getattr(self, key):
                 if name not in allowed:
                     raise ValueError(f"{key} may name {', '.join(allowed)}, not {name!r}")
+        if self.arranged and (self.without or self.within_map.layers or len(self.kernels) > 5):
+            raise ValueError(
+                "without, within_map.layers and a sixth convolution are for the paper's order: "
+                "lrn_over_towers=False, lrn_after_pooling=False, dropout_before=('fc7', 'fc8')"
+            )
+        if self.arranged and self.lrn.before_activation:
+            raise ValueError("lrn.before_activation is for the paper's order, not for others' nets")
         if self.without and self.activation != "relu":
             raise ValueError(
                 f"without={self.without!r} needs activation='relu', not {self.activation!r}"
             )
+
+    @property
+    def arranged(self) -> bool:
+        """Whether its operations are arranged as in others' nets: `model.arranged`."""
+        moved = self.lrn_over_towers or self.lrn_after_pooling
+        return moved or set(self.dropout_before) != {"fc7", "fc8"}
 
     @property
     def layers(self) -> tuple[str, ...]:

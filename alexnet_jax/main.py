@@ -19,7 +19,7 @@ from alexnet_jax.data.origin import is_open
 from alexnet_jax.data.records import is_prepared, open_records
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.evaluate import evaluate
-from alexnet_jax.model.describe import format_table, layer_table
+from alexnet_jax.model.describe import format_lrn, format_table, layer_table
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import cli, distributed, host, workdir
@@ -79,7 +79,10 @@ def _describe(c: config.Config, network: ShardedModel) -> None:
     processes = distributed.process_count()
     among = f" in {processes} processes" if processes > 1 else ""
     say(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}{among}, {c.dtype}")
-    say(format_table(layer_table(network, c), network))
+    rows = layer_table(network, c)
+    say(format_table(rows, network))
+    if line := format_lrn(rows, c):
+        say(line)
 
 
 def _complete(c: config.Config) -> config.Config:

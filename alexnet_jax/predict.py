@@ -3,9 +3,10 @@
 python -m alexnet_jax.predict --model=MODEL IMAGE_OR_FOLDER... [--json=FILE] [--out=FILE]
 python -m alexnet_jax.predict --model=MODEL FOLDER_OR_TAR --submission=FILE --devkit=DIR
 
-MODEL is the workdir of a run, a folder that `weights save` made, or hf://OWNER/NAME. It needs no
-records. An image is rescaled and cut as the training images were (§2), and scored by ten views
-(§4.1). Of a folder all images are labelled, also those in its folders.
+MODEL is the workdir of a run, a folder that `weights save` made, hf://OWNER/NAME, or the name of a
+network in the package, as tiny. It needs no records. An image is rescaled and cut as the training
+images were (§2), and scored by ten views (§4.1). Of a folder all images are labelled, also those in
+its folders.
 
 --submission writes a line of five numbers for each image of a folder or a tar, sorted by name, as
 ILSVRC's devkit wants them. If it is stopped, the same command resumes.

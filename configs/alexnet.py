@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     model.pool_over_edges = False
     model.padding = ConfigDict()
     model.dropout = 0.5
+    model.dropout_before = ("fc7", "fc8")  # §4.2: the outputs of layers 6 and 7
 
     model.lrn = ConfigDict()  # §3.3
     model.lrn.layers = ("conv1", "conv2")
@@ -74,6 +75,8 @@ def get_config() -> ConfigDict:
     model.lrn.alpha = 1e-4
     model.lrn.beta = 0.75
     model.lrn.before_activation = ()
+    model.lrn_over_towers = False  # §3.5: a tower's maps are normalized by themselves
+    model.lrn_after_pooling = False
 
     model.within_map = ConfigDict()  # the paper has none
     model.within_map.layers = ()

@@ -204,7 +204,7 @@ def test_what_is_no_image_is_one_line(net, tmp_path, monkeypatch, image, line):
 
 
 def test_an_unknown_layer_names_those_there_are(net, images):
-    known = "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8"
+    known = "conv1, conv2, conv3, conv4, conv5, fc6, fc7, fc8, pool5"
     with pytest.raises(UserError, match=f"^no layer conv9; there are {known}$"):
         net.features(images, "conv9")
     with pytest.raises(UserError, match=r"^views=3; there are 1, 9, 10$"):

@@ -100,7 +100,11 @@ def test_the_2012_recipe_has_the_values_of_the_released_files():
             "config.model.cross[0]='conv4' must be 'conv3', 'conv6', 'fc6' or 'fc7'",
         ),
         ("model.cross", ("conv6",), "cross may name conv1, conv2, conv3, conv4, conv5, fc6, fc7,"),
-        ("model.padding", {"conv1": 1}, "padding may name conv2, conv3, conv4, conv5, not 'conv1'"),
+        (
+            "model.padding",
+            {"conv6": 1},
+            "padding may name conv1, conv2, conv3, conv4, conv5, not 'conv6'",
+        ),
         ("data.chunk", 0, "config.data.chunk=0 must be greater than or equal to 1"),
         ("data.order", "sorted", "config.data.order='sorted' must be 'random' or 'fixed'"),
         ("model.lrn.layers", ("conv3",), "lrn.layers[0]='conv3' must be 'conv1' or 'conv2'"),

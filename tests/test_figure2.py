@@ -1,5 +1,6 @@
 """Fig. 2 as the package draws it: the paper's numbers, the bytes that cross, the drawing."""
 
+import dataclasses
 from itertools import combinations
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import config
+from alexnet_jax import config, load_config
 from alexnet_jax.benchmark.exchanges import exchanges
 from alexnet_jax.configs import ablations, alexnet, cifar10, tiny
 from alexnet_jax.figures.figure2 import draw_figure2, layers_of
+from alexnet_jax.model.describe import format_lrn, layer_table, lrn_bytes
 from alexnet_jax.model.towers import DATA
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.setup import make_network
@@ -77,6 +79,27 @@ def traced(c: config.Config) -> list[int]:
 def test_the_bytes_are_those_of_the_traced_forward_pass(values, changes):
     c = parse(values, **changes)
     assert list(sent(c).values()) == traced(c)
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "caffenet"])
+@pytest.mark.parametrize("values", [{"devices": 2}, {"devices": 4, "dtype": "bfloat16"}, {}])
+def test_lrn_over_both_towers_sends_what_is_counted(name, values):
+    """No more than the maps at the edge: Fig. 2's bytes and LRN's are all that is traced."""
+    c = dataclasses.replace(load_config(name), **values)
+    rows = layer_table(make_network(c), c)
+    lrn = lrn_bytes(rows, c)
+    assert sum(traced(c)) == sum(sent(c).values()) + sum(lrn.values())
+    assert (list(lrn) == ["conv1", "conv2"]) == (c.devices > 1)
+    if (name, values) == ("bvlc_alexnet", {"devices": 2}):
+        assert lrn == {"conv1": 2 * 55**2 * 128 * 4, "conv2": 2 * 27**2 * 128 * 4}
+        said = "cross, 12.4 MB after conv1, 3.0 MB after conv2 in a step of 128 images"
+        assert format_lrn(rows, c).endswith(said)
+
+
+def test_lrn_over_both_towers_is_in_the_figure():
+    c = dataclasses.replace(load_config("bvlc_alexnet"), devices=2)
+    texts = [text.get_text() for text in draw_figure2(c).axes[0].texts]
+    assert any(text.endswith("MB in all, 3.84 MB for LRN") for text in texts), texts[-1]
 
 
 def test_the_bytes_are_those_in_docs():

@@ -10,7 +10,9 @@ import pytest
 
 from alexnet_jax.figures import figure1, kernels
 from alexnet_jax.figures.__main__ import FIGURES, main
+from alexnet_jax.figures.figure4 import draw_neighbours
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
+from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
@@ -127,6 +129,23 @@ def test_the_command_draws(run, tmp_path, name):
     image = cv2.imread(str(out))
     assert min(image.shape[:2]) > 100
     assert image.std() > 5
+
+
+def test_neighbours_among_other_images_by_another_layer(run, records, tmp_path, capsys):
+    net = trained.load(run)
+    net.save_pretrained(tmp_path / "net")
+    line = ["neighbours", f"--model={tmp_path / 'net'}", f"--records={records}", "--layer=pool5"]
+    main([*line, f"--out={tmp_path / 'figure.png'}"])
+    other = draw_neighbours([tmp_path / "net"], str(records), "pool5")
+    fc7 = draw_neighbours([run])
+    distances = [[axes.get_title() for axes in figure.axes][1:] for figure in (other, fc7)]
+    assert distances[0] != distances[1]
+    prepare("generated:20", tmp_path / "small", size=32)
+    with pytest.raises(UserError, match=r"has images of 32 pixels, .* --size=72$"):
+        draw_neighbours([tmp_path / "net"], str(tmp_path / "small"))
+    with pytest.raises(SystemExit):
+        main(["kernels", f"--model={run}", "--layer=fc7", f"--out={tmp_path / 'a.png'}"])
+    assert "are for neighbours, not for kernels" in capsys.readouterr().err
 
 
 def test_the_bars_of_layer_bytes_are_the_sums_of_the_results(tmp_path):

@@ -11,25 +11,26 @@ from alexnet_jax.training.setup import make_setup
 from tests.conftest import make_config
 
 
-def all_vectors(setup, params, images):
-    """fc7 of centre crops, on one device, by hand."""
+def all_vectors(setup, params, images, layer):
+    """What a layer gives for centre crops, on one device, by hand."""
     network = setup.network.bind(jax.tree.map(jnp.asarray, jax.device_get(params)))
     arrays = jnp.asarray(images), jnp.asarray(setup.records.statistics.mean)
     views = augment.view(*arrays, setup.config.data, augment.CENTRE)
-    return np.asarray(jax.jit(network.outputs)(views)["fc7"], np.float64)
+    found = np.asarray(jax.jit(network.outputs)(views)[layer or "fc7"], np.float64)
+    return found.reshape(len(images), -1)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_the_nearest_of_all(records, devices):
+@pytest.mark.parametrize(("devices", "layer"), [(1, None), (2, None), (2, "pool5")])
+def test_the_nearest_of_all(records, devices, layer):
     setup = make_setup(make_config(records, devices=devices, evaluate__batch=48))
     params, split = setup.network.init(0), setup.train
     images = np.empty((len(split), split.size, split.size, 3), np.uint8)
     for index, out in enumerate(images):
         split.read(index, out)
     asked = images[[7, 100]] // 2
-    ours = nearest(setup, params, asked, split, 5)
+    ours = nearest(setup, params, asked, split, 5, layer=layer)
 
-    vectors, wanted = (all_vectors(setup, params, some) for some in (images, asked))
+    vectors, wanted = (all_vectors(setup, params, some, layer) for some in (images, asked))
     by_hand = np.linalg.norm(wanted[:, None] - vectors[None], axis=-1)
     # Near ties may swap, so what is compared are the distances, of the ones that were found too.
     sorted_by_hand = np.sort(by_hand, axis=1)[:, :5]

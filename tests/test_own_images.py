@@ -219,7 +219,7 @@ def test_a_file_of_some_layers_in_any_layout(place, tmp_path, layout):
     file = tmp_path / "some.safetensors"
     safetensors.numpy.save_file(some | {"mean": np.zeros((3, 4), np.float32)}, file)
     network = make_network(make_config("", model__width=0.1, model__classes=9))
-    found = layers_that_fit(safetensors.numpy.load_file(file), network)
+    found = layers_that_fit(safetensors.numpy.load_file(file), {}, network)
     assert list(found) == list(LAYERS[:5])
     theirs = params_of("mine", "newest")
     for layer, params in found.items():

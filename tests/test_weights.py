@@ -1,5 +1,7 @@
 """Weights that went out and came in again, and the networks of others that they fit."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,12 +9,14 @@ import safetensors.numpy
 
 from alexnet_jax import weights
 from alexnet_jax.evaluate import evaluate_together
-from alexnet_jax.model.layouts import LAYOUTS
+from alexnet_jax.model.layouts import LAYOUTS, layers_that_fit
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.tensors import read_tensors
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
-from alexnet_jax.training.setup import make_network
+from alexnet_jax.training.setup import make_network, make_setup
+from alexnet_jax.training.state import load_layers
 from tests.conftest import make_config
 
 SHORT = {"steps": 2, "batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False}
@@ -90,10 +94,6 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
         out, seen = tensors[f"{layer}.{names.kernel}"].shape
         return load(nn.Linear(seen, out), layer)
 
-    class Half(nn.Module):
-        def forward(self, x):
-            return x / 2
-
     pool = nn.MaxPool2d(3, 2)
     theirs = nn.Sequential(
         *(nn.ZeroPad2d((0, 3, 0, 3)), conv("conv1", stride=4), ByTowers(), nn.ReLU(), pool),
@@ -101,12 +101,20 @@ def test_pytorchs_modules_with_exported_weights_find_the_same_logits(network, pa
         *(conv("conv3", padding=1), nn.ReLU()),
         *(conv("conv4", padding=1, groups=2), nn.ReLU()),
         *(conv("conv5", padding=1, groups=2), nn.ReLU(), pool, nn.Flatten()),
-        *(dense("fc6"), nn.ReLU(), Half(), dense("fc7"), nn.ReLU(), Half(), dense("fc8")),
+        *(
+            dense("fc6"),
+            nn.ReLU(),
+            nn.Dropout(),
+            dense("fc7"),
+            nn.ReLU(),
+            nn.Dropout(),
+            dense("fc8"),
+        ),
     )
     ours = jax.jit(lambda p, x: network.bind(p)(x))(params, IMAGES)
     seen = IMAGES[..., ::-1] if layout == "caffe" else IMAGES  # Caffe reads BGR
     with torch.no_grad():
-        logits = theirs(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
+        logits = theirs.eval()(torch.tensor(np.ascontiguousarray(seen)).permute(0, 3, 1, 2))
     np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -140,6 +148,64 @@ def test_an_import_that_was_cut_off_can_be_done_again(records, tmp_path):
     weights.import_weights(c, tmp_path / "run", file, "classic")
     kept = trained.open_trained(tmp_path / "run").params["conv2"]["kernel"]
     np.testing.assert_array_equal(kept, tensors["conv2.kernel"])
+
+
+@pytest.fixture
+def plain(network, params, tmp_path):
+    """Writes a file in the layout torch, with kernels as in the paper: so 0.1.0 wrote them."""
+    tensors = weights.to_layout(params, network, "torch")
+    for layer in ("fc7", "fc8"):
+        tensors[f"{layer}.weight"] = np.ascontiguousarray(np.transpose(params[layer]["kernel"]))
+
+    def write(about):
+        safetensors.numpy.save_file(tensors, tmp_path / "plain.safetensors", about)
+        return tmp_path / "plain.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("about", "times"),
+    [
+        ({"layout": "torch", "step": "2", "format": "np"}, 1),  # of version 0.1.0
+        ({"layout": "torch", "dropout": "scaled in testing"}, 1),
+        ({"layout": "torch", "dropout": "scaled in training"}, 2),
+        ({"dropout": "scaled in training"}, 2),  # of a PyTorch program
+    ],
+)
+def test_a_file_says_when_dropout_is_scaled(records, params, plain, about, times):
+    file, c = plain(about), make_config(records, **SHORT)
+    weights.import_weights(c, file.parent / "run", file, "torch")
+    kept = trained.open_trained(file.parent / "run").params
+    for layer, own in params.items():
+        scale = times if layer in ("fc7", "fc8") else 1
+        np.testing.assert_array_equal(kept[layer]["kernel"], scale * own["kernel"])
+        np.testing.assert_array_equal(kept[layer]["bias"], own["bias"])
+    started = load_layers(make_setup(dataclasses.replace(c, init_from=str(file))))
+    jax.tree.map(np.testing.assert_array_equal, started, kept)
+
+
+@pytest.mark.parametrize("about", [None, {"format": "pt"}, {"dropout": "inverted"}])
+def test_a_file_that_does_not_say_when_dropout_is_scaled_is_refused(records, network, plain, about):
+    file, c = plain(about), make_config(records, **SHORT)
+    said = r"plain\.safetensors.* does not say when dropout is scaled.*dropout='scaled in training'"
+    with pytest.raises(UserError, match=said):
+        weights.import_weights(c, file.parent / "run", file, "torch")
+    assert not (file.parent / "run").exists()
+    with pytest.raises(UserError, match=said):
+        load_layers(make_setup(dataclasses.replace(c, init_from=str(file))))
+    # It does not matter where no layer comes after dropout.
+    tensors = read_tensors(file)[0]
+    some = {name: tensors[name] for name in tensors if name[:3] not in ("fc7", "fc8")}
+    assert len(layers_that_fit(some, {}, network)) == 6
+
+
+def test_an_exported_file_says_when_dropout_is_scaled(records, tmp_path):
+    fit(make_config(records, **SHORT), tmp_path / "run")
+    for layout, when in (("classic", "testing"), ("torch", "training"), ("caffe", "training")):
+        file = tmp_path / f"{layout}.safetensors"
+        weights.export_weights(tmp_path / "run", file, layout, "newest")
+        assert read_tensors(file)[1]["dropout"] == f"scaled in {when}"
 
 
 def test_a_damaged_file_is_one_line(records, tmp_path):

@@ -64,6 +64,15 @@ def test_the_installed_package_trains_with_a_packaged_config(empty, installed):
     assert (installed / "alexnet_jax" / "py.typed").exists()
 
 
+@pytest.mark.slow
+def test_the_installed_package_has_its_networks(empty, installed):
+    names = sorted(one.name for one in (ROOT / "alexnet_jax" / "pretrained").iterdir())
+    code = f"import alexnet_jax; [print(alexnet_jax.from_pretrained(name)) for name in {names}]"
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=empty, text=True)
+    for name, line in zip(names, said.splitlines(), strict=True):
+        assert f" from {installed / 'alexnet_jax' / 'pretrained' / name}, step " in line
+
+
 def _run(folder: Path, module: str, *arguments: str) -> str:
     """What `python -m module` prints, run in `folder`."""
     line = [sys.executable, "-m", module, *arguments]

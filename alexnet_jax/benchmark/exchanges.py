@@ -13,6 +13,7 @@ KINDS = {
     "reduce_scatter": "reduce-scatter",
     "psum": "all-reduce",
     "psum_invariant": "all-reduce",
+    "ppermute": "collective-permute",  # from one tower to the other: every second device sends
 }
 """JAX's primitives that send something, by the usual names of what they do."""
 
@@ -20,7 +21,7 @@ KINDS = {
 class Exchange(NamedTuple):
     """One collective operation."""
 
-    kind: str  # all-gather, reduce-scatter or all-reduce
+    kind: str  # all-gather, reduce-scatter, all-reduce or collective-permute
     scope: str  # of names: 'transpose(jvp(conv3))'
     axes: tuple[str, ...]  # of the mesh, along which devices exchange
     shape: tuple[int, ...]  # of the result on a device

@@ -3,6 +3,7 @@
 python -m alexnet_jax.figures figure1 --workdirs=runs/relu,runs/tanh --out=figure1.png
 python -m alexnet_jax.figures figure2 --config=configs/alexnet.py --out=figure2.png
 python -m alexnet_jax.figures kernels --workdir=runs/alexnet --out=kernels.png
+python -m alexnet_jax.figures neighbours --model=FOLDER --records=DIR --layer=pool5 --out=near.jpg
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 python -m alexnet_jax.figures layer_bytes --results=before.json,after.json --out=bytes.png
 
@@ -11,7 +12,8 @@ figure2     Fig. 2: the network, a colour for each device, and the bytes between
 kernels     Fig. 3: the first layer's kernels, tower A above tower B
 towers      how colourful and how oriented the kernels of each tower are, run by run
 figure4     Fig. 4, left: eight validation images with their five best labels
-neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7
+neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7;
+            with --layer of another layer, with --records among other images
 subnetworks  means of sampled networks, some neurons left out, beside the one pass of testing (§4.2)
 curves      loss, error rates and learning rate of each run
 layer_bytes what a step's program moves in each layer, from files of `benchmark program --json`
@@ -32,6 +34,7 @@ from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
 from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +52,11 @@ FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 flags.DEFINE_alias("workdir", "workdirs", OPTIONS)
+flags.DEFINE_alias("model", "workdirs", OPTIONS)
 CONFIG = cli.define_config(OPTIONS)
 RESULTS = flags.DEFINE_list("results", None, "Files of `benchmark program --json`.", OPTIONS)
+RECORDS = flags.DEFINE_string("records", None, "Of neighbours: other images.", OPTIONS)
+LAYER = flags.DEFINE_string("layer", None, "Of neighbours: as pool5; else fc7.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The image to write: figure.png.", OPTIONS)
 
 
@@ -61,12 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     name = cli.one_of([*FIGURES, "figure2", "layer_bytes"], arguments)
+    if (RECORDS.value or LAYER.value) and name != "neighbours":
+        raise UserError(f"--records and --layer are for neighbours, not for {name}")
     host.configure_jax(1)
     cli.required(OUT, "figure.png")
     out = image_file(OUT)
     assert out is not None
     if name == "figure2":
         figure = draw_figure2(cli.given_config(CONFIG))
+    elif name == "neighbours":
+        figure = draw_neighbours(cli.folders(WORKDIRS), RECORDS.value, LAYER.value)
     elif name == "layer_bytes":
         cli.required(RESULTS, "before.json,after.json")
         figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import config
 from alexnet_jax.figures.sheet import new_figure
-from alexnet_jax.model.describe import layer_table
+from alexnet_jax.model.describe import layer_table, lrn_bytes, towers_apart
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training.setup import make_network
 
@@ -53,7 +53,7 @@ def layers_of(c: config.Config) -> list[Layer]:
     """
     if not isinstance(c.model, config.AlexNet):
         raise UserError("figure2 draws the network of Fig. 2; this config has model.kind='cifar'")
-    network, apart = make_network(replace(c, devices=1)), _apart(c)
+    network, apart = make_network(replace(c, devices=1)), towers_apart(c)
     module, layers, side = network.module(), list[Layer](), 0
     for row in layer_table(network, c):
         *kernel, units = network.shapes[row.layer]["kernel"].shape
@@ -72,11 +72,6 @@ def layers_of(c: config.Config) -> list[Layer]:
         sent = c.batch // (c.devices // 2) * numbers * size if meets and apart else 0
         layers.append(Layer(row.layer, output, tuple(kernel), pooled, meets, sent))
     return layers
-
-
-def _apart(c: config.Config) -> bool:
-    """Whether each tower has a device of its own."""
-    return c.model.towers == 2 and c.devices > 1 and c.towers_apart
 
 
 # --- the drawing, in inches ---------------------------------------------------------------------
@@ -103,7 +98,7 @@ def draw_figure2(c: config.Config) -> "Figure":
       UserError: see `layers_of`.
     """
     layers, rows = layers_of(c), (_TOP, _BOTTOM)[: c.model.towers]
-    colours = COLOURS if _apart(c) else COLOURS[:1] * 2
+    colours = COLOURS if towers_apart(c) else COLOURS[:1] * 2
     middle, image = sum(rows) / len(rows), (c.data.crop, c.data.crop, 3)
     width = 2 * _MARGIN + _COLUMN * len(layers)
     low, high = -0.02 if len(rows) == 2 else 1.3, 4.2
@@ -129,7 +124,8 @@ def draw_figure2(c: config.Config) -> "Figure":
         for y in (boxes[0].top + 0.12, boxes[-1].bottom - 0.12)[: 0 if last else len(rows)]:
             _words(axes, x, y, _times(layer.output))
         before = boxes
-    _foot(axes, c, sum(layer.sent for layer in layers), width, low + 0.17)
+    lrn = sum(lrn_bytes(layer_table(make_network(replace(c, devices=1)), c), c).values())
+    _foot(axes, c, (sum(layer.sent for layer in layers) + lrn, lrn), width, low + 0.17)
     return figure
 
 
@@ -158,9 +154,9 @@ def _sum(axes: "Axes", before: Sequence[_Box], box: _Box, sent: int) -> None:
         _words(axes, start + 0.13, y, _bytes(sent), size=8, weight="bold")
 
 
-def _foot(axes: "Axes", c: config.Config, sent: int, width: float, y: float) -> None:
-    """What the colours and the bytes mean."""
-    if not _apart(c):
+def _foot(axes: "Axes", c: config.Config, sent: tuple[int, int], width: float, y: float) -> None:
+    """What the colours and the bytes mean; `sent` are all bytes, and those of LRN among them."""
+    if not towers_apart(c):
         towers = "both towers" if c.model.towers == 2 else "one tower"
         devices = "one device" if c.devices == 1 else f"each of {c.devices} devices"
         _words(axes, width / 2, y, f"{towers} on {devices}", size=8)
@@ -170,7 +166,9 @@ def _foot(axes: "Axes", c: config.Config, sent: int, width: float, y: float) -> 
         _box(axes, x, y, (3,), COLOURS[number])
         _words(axes, x + 0.13, y, f"tower {name}: device {devices}", size=8, ha="left")
     text = f"between the towers: sent forward by each device, batch {c.batch}, {c.dtype}"
-    _words(axes, width - 0.2, y, f"{text}; {_bytes(sent)} in all", size=8, ha="right")
+    total, lrn = sent
+    text += f"; {_bytes(total)} in all" + (f", {_bytes(lrn)} for LRN" if lrn else "")
+    _words(axes, width - 0.2, y, text, size=8, ha="right")
 
 
 def _box(axes: "Axes", x: float, y: float, shape: Sequence[int], colour: str) -> _Box:

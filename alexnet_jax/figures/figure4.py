@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from alexnet_jax.data.records import Split
+from alexnet_jax.data.records import Split, open_records
 from alexnet_jax.figures.neighbours import nearest
 from alexnet_jax.figures.sheet import new_figure, the_only
+from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.training import trained
+from alexnet_jax.training.setup import NetSetup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,16 +101,25 @@ def draw_figure4(folders: Sequence[Path]) -> "Figure":
     return draw_guesses(best_guesses(images, net.probs(images), labels, truths))
 
 
-def draw_neighbours(folders: Sequence[Path]) -> "Figure":
+def draw_neighbours(
+    folders: Sequence[Path], records: str | None = None, layer: str | None = None
+) -> "Figure":
     """Fig. 4, right: five validation images, and beside each its six nearest training images.
 
+    Args:
+      folders: one workdir; or, with `records`, what `trained.load` opens.
+      records: images of any classes; None: those of the run.
+      layer: whose output is compared; None: the last hidden layer, fc7.
+
     Raises:
-      UserError: several folders are given, or the run cannot be opened.
+      UserError: several folders are given, the run or the records cannot be opened, the records
+        have images of another size, or there is no such layer.
     """
-    net = trained.open_trained(the_only(folders, "neighbours"))
-    asked = read_some(net.setup.validation, 5)
-    train = net.setup.train
-    found = nearest(net.setup, net.params, asked, train, min(6, len(train)))
+    net, train, validation = _opened(the_only(folders, "neighbours"), records)
+    if layer:
+        trained.check_layer(net.setup, layer)
+    asked = read_some(validation, 5)
+    found = nearest(net.setup, net.params, asked, train, min(6, len(train)), layer=layer)
     columns = 1 + found.indices.shape[1]
     figure = new_figure(1.1 * columns, 1.2 * len(asked))
     grid = figure.subplots(len(asked), columns, squeeze=False)
@@ -120,9 +131,24 @@ def draw_neighbours(folders: Sequence[Path]) -> "Figure":
             near = np.empty_like(image)
             train.read(int(index), near)
             axes.imshow(near)
-            axes.set_title(f"{distance:.3g}", fontsize=7)
+            axes.set_title(f"{distance:,.0f}" if distance >= 100 else f"{distance:.3g}", fontsize=7)
     grid[0, 0].set_title("validation", fontsize=7)
     return figure
+
+
+def _opened(folder: Path, records: str | None) -> tuple[trained.Net[NetSetup], Split, Split]:
+    """A network, and the images to search and to ask about."""
+    if records is None:
+        run = trained.open_trained(folder)
+        return run, run.setup.train, run.setup.validation
+    net, others = trained.load(folder), open_records(records)
+    size, wanted = others.manifest.size, net.config.data.size
+    if size != wanted:
+        raise UserError(
+            f"{records} has images of {size} pixels, {net} takes {wanted}; prepare them again "
+            f"with --size={wanted}"
+        )
+    return net, others.split("train"), others.split("validation")
 
 
 def read_some(split: Split, count: int) -> np.ndarray:

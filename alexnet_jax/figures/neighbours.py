@@ -1,4 +1,4 @@
-"""The most similar images by a network's last hidden layer (§6.1, Fig. 4)."""
+"""The most similar images by what a layer of a network gives (§6.1, Fig. 4)."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from alexnet_jax.data.records import Split
 from alexnet_jax.runtime.sharding import put_batch
 from alexnet_jax.training.scores import device_batches
-from alexnet_jax.training.setup import Setup
+from alexnet_jax.training.setup import NetSetup
 
 
 class Nearest(NamedTuple):
@@ -23,8 +23,16 @@ class Nearest(NamedTuple):
     distances: np.ndarray
 
 
-def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: int) -> Nearest:
-    """The `count` images of `split` whose hidden vectors are nearest to those of `images`.
+def nearest(
+    setup: NetSetup,
+    params: Any,
+    images: np.ndarray,
+    split: Split,
+    count: int,
+    *,
+    layer: str | None = None,
+) -> Nearest:
+    """The `count` images of `split` whose features are nearest to those of `images`.
 
     Only the nearest so far are kept, so the memory does not depend on the size of the split.
 
@@ -34,10 +42,11 @@ def nearest(setup: Setup, params: Any, images: np.ndarray, split: Split, count: 
       images: uint8 [n, size, size, 3]; n is divisible by the number of rows of devices.
       split: the images to search.
       count: neighbours of each image; at most the number of images in `split`.
+      layer: whose output the features are, see `Net.features`; None: the last hidden layer, fc7.
     """
     from scipy.spatial.distance import cdist
 
-    layer, first = setup.config.model.names[-2], 0  # AlexNet's fc7, before dropout
+    layer, first = layer or setup.config.model.names[-2], 0  # fc7 is before dropout
 
     def vectors(images: jax.Array) -> np.ndarray:
         found = np.asarray(setup.evaluator.outputs_of(params, images, layer), np.float64)

@@ -31,7 +31,7 @@ class AlexNet(nnx.Module):
     def outputs(
         self, images: Float[Array, "b h w 3"], key: DropoutKey | None = None
     ) -> dict[str, Float[Array, " b *units"]]:
-        """The output of every layer: {'conv1': ..., 'fc7': ..., 'fc8': the logits}.
+        """The output of every layer: {'conv1': ..., 'fc7': ..., 'fc8': the logits}; and 'pool5'.
 
         The comments give the shapes at full size. `96_tower` are 96 maps that are split between the
         towers: each has 48 of them, on a device of its own if there are two.
@@ -58,7 +58,7 @@ class AlexNet(nnx.Module):
         x = out["conv3"] = self.conv3(x, relu)  # [b, 13, 13, 384_tower]
         x = out["conv4"] = self.conv4(x, relu)  # [b, 13, 13, 384_tower]
         x = out["conv5"] = self.conv5(x, relu)  # [b, 13, 13, 256_tower]
-        x = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
+        x = out["pool5"] = self.conv5.then(x, max_pool)  # [b, 6, 6, 256_tower]
         if self.conv6 is not None:  # only in the network with a sixth convolution (§6.1)
             x = self.meet(x, "conv6")
             x = out["conv6"] = self.conv6(x, relu)  # [b, 6, 6, 256_tower]
@@ -142,13 +142,15 @@ class AlexNet(nnx.Module):
         self.fc7 = Dense(initial("fc7"), (1, 1, n6 * seen_by("fc7")), n7, c.towers)
         self.fc8 = Logits(initial("fc8"), (1, 1, n7 * c.towers), c.classes)
 
-        self.dtype, self.cross, self.dropout_rate = jnp.dtype(dtype), c.cross, c.dropout
+        self.dtype, self.cross = jnp.dtype(dtype), c.cross
+        self.dropout_rate, self.dropout_before = c.dropout, c.dropout_before
         self.activation = ACTIVATIONS[c.activation]
         self.max_pool: ops.Operation = ops.MaxPool(c.pool_window, c.pool_stride)
         if c.pool_over_edges:
             pool = partial(ops.max_pool_over_edges, window=c.pool_window, stride=c.pool_stride)
             self.max_pool = pool
         self.lrn_before_relu = "conv1" in c.lrn.before_activation
+        self.lrn_over_towers, self.lrn_after_pooling = c.lrn_over_towers, c.lrn_after_pooling
         self.lrn1 = _after(ops.Lrn, c.lrn, "conv1", c)
         self.lrn2 = _after(ops.Lrn, c.lrn, "conv2", c)
         self.lrn_within = _after(ops.LrnWithin, c.within_map, "conv2", c)
@@ -182,7 +184,8 @@ def _last_side(c: config.AlexNet, crop: int) -> int:
             side += ops.hang_over(side, c.pool_window, c.pool_stride)
         return (side - c.pool_window) // c.pool_stride + 1
 
-    side = pooled((crop + sum(ops.conv_padding(crop, 11, 4)) - 11) // 4 + 1)
+    zeros = 2 * c.padding["conv1"] if "conv1" in c.padding else sum(ops.conv_padding(crop, 11, 4))
+    side = pooled((crop + zeros - 11) // 4 + 1)
     sides = [side, side := pooled(convolved(side, 2))]
     side = convolved(convolved(side, 3), 4)
     sides += [side, side := pooled(convolved(side, 5)), side := convolved(side, 6)]

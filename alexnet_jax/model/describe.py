@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from alexnet_jax import config
+from alexnet_jax.model import ops
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.model.towers import DATA, TOWER
 
@@ -55,6 +56,45 @@ def format_table(rows: list[Row], network: ShardedModel) -> str:
         for line in lines
     ]
     return "\n".join([f"{data} x {tower} devices ('data' x 'tower')", *text])
+
+
+def lrn_bytes(rows: list[Row], c: config.Config) -> dict[str, int]:
+    """What each device sends for LRN in the forward pass of a step, by layer; backward as much.
+
+    If LRN runs over both towers, each sends the maps at its edge: half a window.
+    """
+    model = c.model
+    if not isinstance(model, config.AlexNet) or not model.lrn_over_towers:
+        return {}
+    if not towers_apart(c):
+        return {}
+    images, item = c.batch // (c.devices // 2), jnp.dtype(c.dtype).itemsize
+    return {
+        row.layer: images * _lrn_side(row, model) ** 2 * (model.lrn.size // 2) * item
+        for row in rows
+        if row.layer in model.lrn.layers
+    }
+
+
+def format_lrn(rows: list[Row], c: config.Config) -> str:
+    """A line on what `lrn_bytes` counts, of both devices and both passes; "" if nothing crosses."""
+    sent = lrn_bytes(rows, c)
+    parts = (f"{4 * count / 1e6:.1f} MB after {layer}" for layer, count in sent.items())
+    of = "LRN over both towers: maps at their edges cross, "
+    return f"{of}{', '.join(parts)} in a step of {c.batch} images" if sent else ""
+
+
+def towers_apart(c: config.Config) -> bool:
+    """Whether each tower has a device of its own."""
+    return c.model.towers == 2 and c.devices > 1 and c.towers_apart
+
+
+def _lrn_side(row: Row, c: config.AlexNet) -> int:
+    side = row.output[0]
+    if not c.lrn_after_pooling:
+        return side
+    hang = ops.hang_over(side, c.pool_window, c.pool_stride) if c.pool_over_edges else 0
+    return (side + hang - c.pool_window) // c.pool_stride + 1
 
 
 def _places(

@@ -3,11 +3,15 @@
 classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6's inputs [6, 6, 256]
 torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
+
+Caffe and PyTorch scale what dropout leaves in training; the paper scales it in testing instead, by
+1 - rate. So in their layouts the kernels of the layers after dropout are multiplied by that; but
+version 0.1 left them as they are. A file says which it is, see `dropout_of`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -40,6 +44,38 @@ LAYOUTS: dict[Layout, _Layout] = {
 }
 
 
+Dropout = Literal["scaled in training", "scaled in testing"]
+"""What a file's value 'dropout' may be: what its kernels after dropout were made for."""
+
+
+def dropout_in(layout: Layout) -> Dropout:
+    """How a layout has the kernels after dropout."""
+    return "scaled in testing" if layout == "classic" else "scaled in training"
+
+
+def dropout_of(about: Mapping[str, str], layout: Layout) -> Dropout:
+    """How a file has the kernels after dropout.
+
+    Args:
+      about: the file's values beside its tensors.
+      layout: of its tensors.
+
+    Raises:
+      UserError: it does not say.
+    """
+    if layout == "classic":
+        return "scaled in testing"
+    # Version 0.1 wrote the layout, but not this.
+    said = about.get("dropout", "scaled in testing" if "layout" in about else "")
+    if said not in get_args(Dropout):
+        raise UserError(
+            "it does not say when dropout is scaled; give its safetensors file the metadata "
+            "dropout='scaled in training', as PyTorch and Caffe do, or 'scaled in testing', as the "
+            "paper does"
+        )
+    return cast(Dropout, said)
+
+
 def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str, np.ndarray]:
     """Parameters as the tensors of a layout, by name: 'conv2.weight'.
 
@@ -47,13 +83,28 @@ def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str
       UserError: the layout has no place for such a network.
     """
     return {
-        tensor: np.ascontiguousarray(_write(np.asarray(params[layer][name]), layer, axes, layout))
+        tensor: np.ascontiguousarray(
+            _write(np.asarray(params[layer][name]), layer, axes, layout)
+            * _scale(network, layer, name, dropout_in(layout))
+        )
         for tensor, (layer, name, axes) in _tensors(network, layout).items()
     }
 
 
-def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout: Layout) -> Params:
+def from_layout(
+    tensors: Mapping[str, np.ndarray],
+    network: ShardedModel,
+    layout: Layout,
+    about: Mapping[str, str] | None = None,
+) -> Params:
     """The parameters of which `to_layout` makes these tensors, as float32.
+
+    Args:
+      tensors: of all layers.
+      network: whose parameters they are to be.
+      layout: of the tensors.
+      about: what their file says beside them, see `dropout_of`; None: they are as `to_layout`
+        makes them.
 
     Raises:
       UserError: a tensor is missing, is of no layer, or has another shape.
@@ -75,18 +126,20 @@ def from_layout(tensors: Mapping[str, np.ndarray], network: ShardedModel, layout
                 f"{list(places.shape)} (--layout={layout})"
             )
         params[layer][name] = _read(array, places, shape)
-    return params
+    return _unscaled(params, network, layout, about)
 
 
 def layers_that_fit(
-    tensors: Mapping[str, np.ndarray], network: ShardedModel
+    tensors: Mapping[str, np.ndarray], about: Mapping[str, str], network: ShardedModel
 ) -> dict[str, dict[str, np.ndarray]]:
     """The layers of which all tensors are there with the network's shapes, as float32.
 
-    The names of the tensors say in which layout they are. Other tensors are left out.
+    The names of the tensors say in which layout they are. Other tensors are left out. For `about`
+    see `from_layout`.
 
     Raises:
-      UserError: the names are those of no layout, or the layout has no place for such a network.
+      UserError: the names are those of no layout, or the layout has no place for such a network, or
+        it is not known when dropout is scaled.
     """
     kernels = {name: layout for layout, one in LAYOUTS.items() for name in _kernels(network, one)}
     layout = next((kernels[name] for name in tensors if name in kernels), None)
@@ -100,7 +153,24 @@ def layers_that_fit(
         places = _places(shape, layer, axes, layout)
         if tensor in tensors and tensors[tensor].shape == places.shape:
             found[layer][name] = _read(tensors[tensor], places, shape)
-    return {layer: of for layer, of in found.items() if of.keys() == network.shapes[layer].keys()}
+    whole = {layer: of for layer, of in found.items() if of.keys() == network.shapes[layer].keys()}
+    return _unscaled(whole, network, layout, about)
+
+
+def _unscaled(
+    params: dict[str, dict[str, np.ndarray]],
+    network: ShardedModel,
+    layout: Layout,
+    about: Mapping[str, str] | None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Parameters that were read, with the kernels after dropout as the paper has them."""
+    if not any(_is_after_dropout(network, layer) for layer in params):
+        return params
+    dropout = dropout_in(layout) if about is None else dropout_of(about, layout)
+    return {
+        layer: {name: own / _scale(network, layer, name, dropout) for name, own in of.items()}
+        for layer, of in params.items()
+    }
 
 
 def _kernels(network: ShardedModel, layout: _Layout) -> list[str]:
@@ -127,7 +197,7 @@ def _tensors(network: ShardedModel, layout: Layout) -> dict[str, tuple[str, str,
     """
     module, names = network.module(), LAYOUTS[layout]
     if layout != "classic":
-        _check(module, layout)
+        _check(module, network, layout)
     return {
         f"{layer}.{getattr(names, name)}": (layer, name, getattr(getattr(module, layer), name).axes)
         for layer, parameters in network.shapes.items()
@@ -146,10 +216,26 @@ def _write(array: np.ndarray, layer: str, axes: Axes, layout: Layout) -> np.ndar
     return kernel if array.ndim == 4 else kernel.reshape(axes["out"], -1)
 
 
-def _check(module: Any, layout: Layout) -> None:
+def _scale(network: ShardedModel, layer: str, name: str, dropout: Dropout) -> np.float32:
+    """A kernel in a file by ours: what dropout before the layer leaves of its inputs."""
+    scaled = dropout == "scaled in training" and name == "kernel"
+    after = scaled and _is_after_dropout(network, layer)
+    return np.float32(1 - network.module().dropout_rate if after else 1)
+
+
+def _is_after_dropout(network: ShardedModel, layer: str) -> bool:
+    module = network.module()
+    if not isinstance(module, AlexNet) or not module.dropout_rate:
+        return False
+    return layer in module.dropout_before
+
+
+def _check(module: Any, network: ShardedModel, layout: Layout) -> None:
     """Raises UserError if the layout has no place for such a network."""
     if not isinstance(module, AlexNet):
-        raise UserError(f"--layout={layout} is for AlexNet alone; give --layout=classic")
+        if any(len(of["bias"].shape) > 1 for of in network.shapes.values()):
+            raise UserError(f"--layout={layout} has no local layers; give --layout=classic")
+        return
     if module.fc6.towers > 1 and not {"fc6", "fc7"} <= set(module.cross):
         raise UserError(
             f"--layout={layout} has no fully connected layers in two towers: fc6 and fc7 must "

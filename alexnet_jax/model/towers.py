@@ -44,6 +44,19 @@ def gather(x: Towers) -> Towers:
     return [lax.all_gather(mine, TOWER, axis=mine.ndim - 1, tiled=True) if apart() else mine]
 
 
+def with_neighbours(x: Float[Array, "*places n"], before: int, after: int) -> jax.Array:
+    """The maps on this device between so many nearest ones of the other: [..., before + n + after].
+
+    Zeros stand before A's and after B's, and on both sides where both towers are here.
+    """
+    if not apart():
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
+    # A device to which nobody sends gets zeros.
+    last_of_a = lax.ppermute(x[..., x.shape[-1] - before :], TOWER, [(0, 1)])
+    first_of_b = lax.ppermute(x[..., :after], TOWER, [(1, 0)])
+    return jnp.concatenate([last_of_a, x, first_of_b], axis=-1)
+
+
 def add(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
     """The sum of both devices' `x`; `x` itself where both towers are on this device."""
     return lax.psum(x, TOWER) if apart() else x

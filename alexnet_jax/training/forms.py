@@ -76,7 +76,8 @@ def choose(network: ShardedModel, c: config.Config, folder: Path) -> Forms:
     Raises:
       UserError: the choice cannot be written.
     """
-    wanted = c.forms == "fastest" and isinstance(c.model, config.AlexNet)
+    tried = isinstance(c.model, config.AlexNet) and not c.model.arranged
+    wanted = c.forms == "fastest" and tried
     if network.platform != PLATFORM or not wanted:
         return NO_FORMS
     found = distributed.on_main_process(lambda: _as_json(_kept_or_tried(network, c, folder)))

@@ -103,7 +103,7 @@ def _outputs(network: ShardedModel, c: config.Config) -> list[int]:
     """Bytes of each layer's output for one image, on each device."""
     image = jax.ShapeDtypeStruct((1, c.data.crop, c.data.crop, 3), jnp.float32)
     outputs = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
-    sizes = [math.prod(leaf.shape) for leaf in outputs.values()]
+    sizes = [math.prod(outputs[name].shape) for name in c.model.names]
     return [size * _itemsize(c) // network.mesh.shape[TOWER] for size in sizes]
 
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
         "config": _without_places(config.as_dict(setup.config)),
     }
     data = dataclasses.replace(setup.data, source=_name(setup.data.source))
-    files = {
+    contents = {
         WEIGHTS: to_bytes(tensors, {"layout": "classic", "format": "np"}),
         DATA: info_bytes(data),
         CARD: _card(held, name or folder.name).encode(),
@@ -77,7 +78,7 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file_name, content in files.items():
+        for file_name, content in contents.items():
             with new_file(folder / file_name) as file:
                 file.write(content)
     except OSError as error:
@@ -92,6 +93,28 @@ def about(setup: NetSetup) -> str:
         towers = "one tower, " if c.model.towers == 1 else "two towers, "
     name = type(setup.network.module()).__name__
     return f"{name}({towers}{c.model.classes} classes, {c.data.crop} pixels)"
+
+
+def packaged() -> dict[str, Path]:
+    """The folders of the networks in the package, by name."""
+    root = Path(str(files("alexnet_jax"))) / "pretrained"
+    return {one.name: one for one in sorted(root.glob("*")) if is_pretrained(one)}
+
+
+def find(where: str) -> Path:
+    """The folder `where`, or that of the network in the package with this name.
+
+    Raises:
+      UserError: there is neither.
+    """
+    folder, known = Path(where), packaged()
+    if folder.exists() or where in known:
+        return folder if folder.exists() else known[where]
+    raise UserError(
+        f"there is no folder {where}, and the package has no such network, only "
+        f"{', '.join(known)}; give one of these, a folder that `python -m alexnet_jax.weights "
+        f"save` made, or hf://OWNER/NAME"
+    )
 
 
 def is_pretrained(folder: Path) -> bool:

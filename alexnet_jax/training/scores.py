@@ -1,6 +1,7 @@
 """Error rates over a whole split: of the centre crop, or of several views of each image (§4.1)."""
 
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -146,17 +147,24 @@ class Evaluator:
             self._outputs[layer] = self._layer_program(layer)
         return self._outputs[layer](params, self._mean, images)
 
-    def _layer_program(self, layer: str) -> Any:
+    @functools.cached_property
+    def features(self) -> dict[str, int]:
+        """The names that `outputs_of` knows, and the number of axes of what it gives."""
         network, crop = self._network, self._data.crop
+        image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
+        shapes = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
+        return {name: shape.ndim for name, shape in shapes.items()}
+
+    def _layer_program(self, layer: str) -> Any:
+        network = self._network
 
         def look(params: Params, mean: jax.Array, images: jax.Array) -> jax.Array:
             view = augment.view(images, mean, self._data, augment.CENTRE)
             return network.bind(params).outputs(view)[layer].astype(jnp.float32)
 
-        image = jax.ShapeDtypeStruct((1, crop, crop, 3), jnp.float32)
-        shapes = jax.eval_shape(lambda p, x: network.bind(p).outputs(x), network.shapes, image)
-        between = [None] * (shapes[layer].ndim - 2)
-        units = network.specs[layer]["bias"][-1]  # split between the towers as their biases are
+        between = [None] * (self.features[layer] - 2)
+        # Split between the towers as their biases are, and pool5 as conv1.
+        units = network.specs[layer if layer in network.specs else "conv1"]["bias"][-1]
         inputs = (network.specs, P(), network.spec(DATA))
         outputs = network.spec(DATA, *between, units)
         return network.jit(network.shard_map(look, inputs, outputs))

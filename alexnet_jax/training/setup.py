@@ -19,6 +19,7 @@ from alexnet_jax.data.origin import is_open, records_folder
 from alexnet_jax.data.records import Records, Split, open_records
 from alexnet_jax.data.sources import check_kind
 from alexnet_jax.model.alexnet import AlexNet
+from alexnet_jax.model.arranged import ArrangedAlexNet
 from alexnet_jax.model.cifar import CifarNet
 from alexnet_jax.model.forms import NO_FORMS, Forms
 from alexnet_jax.model.sharded import ShardedModel
@@ -90,7 +91,8 @@ def make_network(
 
     def build(rngs: nnx.Rngs) -> AlexNet | CifarNet:
         if isinstance(c.model, config.AlexNet):
-            return AlexNet(c.model, c.data.crop, c.dtype, rngs=rngs, forms=forms)
+            kind = ArrangedAlexNet if c.model.arranged else AlexNet
+            return kind(c.model, c.data.crop, c.dtype, rngs=rngs, forms=forms)
         return CifarNet(c.model, c.data.crop, c.dtype, rngs)
 
     return ShardedModel(build, mesh)

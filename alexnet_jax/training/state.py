@@ -45,7 +45,7 @@ def state_shapes(network: ShardedModel, c: config.Optim) -> Any:
     return {"params": params, "optimizer": optimizer, "step": step}
 
 
-def init_state(setup: Setup, layers: optim.Params | None = None) -> State:
+def init_state(setup: NetSetup, layers: optim.Params | None = None) -> State:
     """The state before the first step (§5: random weights, constant biases, no velocity).
 
     Args:
@@ -82,7 +82,7 @@ def load_layers(setup: Setup) -> optim.Params:
 
 def _of_file(file: Path, network: ShardedModel) -> optim.Params:
     try:
-        found = layers_that_fit(read_tensors(file)[0], network)
+        found = layers_that_fit(*read_tensors(file), network)
     except UserError as error:
         raise UserError(f"config.init_from={file}: {error}") from error
 

@@ -30,6 +30,7 @@ from alexnet_jax.training.pretrained import (
     FILES,
     Pretrained,
     about,
+    find,
     is_pretrained,
     read_config,
     read_pretrained,
@@ -124,7 +125,7 @@ class Net(Generic[_S_co]):
 
         Args:
           images: one or several.
-          layer: 'conv1' to 'fc8'. 'fc7' are the 4096 features of Fig. 4.
+          layer: 'conv1' to 'fc8', or 'pool5'. 'fc7' are the 4096 features of Fig. 4.
 
         Returns:
           float32 [n, height, width, maps] or [n, neurons]; of both towers, A's first.
@@ -132,9 +133,7 @@ class Net(Generic[_S_co]):
         Raises:
           UserError: there is no such layer; or see `preprocess`.
         """
-        names = self.config.model.names
-        if layer not in names:
-            raise UserError(f"no layer {layer}; there are {', '.join(names)}")
+        check_layer(self.setup, layer)
 
         def look(images: np.ndarray) -> np.ndarray:
             placed = put_batch(self.setup.network.mesh, {"image": images}, len(images))["image"]
@@ -226,6 +225,12 @@ class Net(Generic[_S_co]):
         return np.concatenate(parts)
 
 
+def check_layer(setup: NetSetup, layer: str) -> None:
+    """Raises UserError if `Net.features` has no such layer."""
+    if layer not in setup.evaluator.features:
+        raise UserError(f"no layer {layer}; there are {', '.join(setup.evaluator.features)}")
+
+
 # --- opening ------------------------------------------------------------------------------------
 
 
@@ -240,7 +245,8 @@ def load(
 
     Args:
       folder: the workdir, which may be a copy, and whose run may still be training; or a folder
-        that `Net.save_pretrained` made; or 'hf://OWNER/NAME'.
+        that `Net.save_pretrained` made; or 'hf://OWNER/NAME'; or the name of a network in the
+        package, such as 'tiny'.
       step: which checkpoint of a workdir.
       devices: to compute on; any number, whatever it was trained on.
       records: where the run's records are now. Only workdirs of version 0.1 need them, for their
@@ -250,18 +256,20 @@ def load(
       UserError: there is no run or no such checkpoint, or it is damaged.
     """
     _require_path(folder)
-    if hub.is_address(os.fspath(folder)) or is_pretrained(Path(folder)):
+    place, text = Path(folder), os.fspath(folder)
+    a_name = place.name == text and not place.exists()
+    if hub.is_address(text) or is_pretrained(place) or a_name:
         return from_pretrained(folder, devices=devices)
-    place = Path(folder)
     c = dataclasses.replace(workdir.read_config(place), devices=devices)
     return open_without_records(c, place, step, records)
 
 
 def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[NetSetup]:
-    """The network of a folder that `Net.save_pretrained` made, or of the Hugging Face Hub.
+    """A network of the package, of a folder that `Net.save_pretrained` made, or of the Hub.
 
     Args:
-      where: the folder; or 'hf://OWNER/NAME', or 'hf://OWNER/NAME@REVISION'.
+      where: the name of one in the package, such as 'tiny', unless there is a folder of that name;
+        the folder; or 'hf://OWNER/NAME', or 'hf://OWNER/NAME@REVISION', of the Hugging Face Hub.
       devices: to compute on.
 
     Raises:
@@ -269,9 +277,11 @@ def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[N
         cannot be reached, or huggingface_hub is not installed.
     """
     _require_path(where)
-    folder, address = Path(where), ""
-    if hub.is_address(os.fspath(where)):
-        address = os.fspath(where)
+    text, address = os.fspath(where), ""
+    if not hub.is_address(text):
+        folder = find(text)
+    else:
+        address = text
         read_config(hub.download(address, [CONFIG]))  # before a stranger's weights are loaded
         folder = hub.download(address, FILES)
     held = read_pretrained(folder, devices)

@@ -19,12 +19,12 @@ class DropoutKey(NamedTuple):
 
 
 def dropout(
-    x: Float[Array, "b neurons"],
+    x: Float[Array, " b *units"],
     rate: float,
     key: DropoutKey | None,
     layer: int,
     tower: Int[Array, ""] | int,
-) -> Float[Array, "b neurons"]:
+) -> Float[Array, " b *units"]:
     """Zero with probability `rate` in training; times 1 - rate in testing (`key` is None).
 
     This is not the inverted form, which scales in training: with the paper's initial weights the
