@@ -71,11 +71,16 @@ def score_tables(files: Sequence[Path]) -> str:
     ways = sorted({way for group in groups for one in group for way in one.wrong})
     rows, differences = [], []
     for group in groups:
-        rows.append(_about(group) | {_title(way): _error(group, way) for way in ways})
-        others = [g for g in groups if g[0].name == group[0].against]
-        for other in others:
-            cells = {_title(way): _difference(group, other, way) for way in ways}
-            differences.append({"difference": f"{group[0].name} - {other[0].name}"} | cells)
+        name, errors = group[0].name, {way: _error(group, way) for way in ways}
+        rows.append(_about(group) | {_title(way): errors[way] for way in ways})
+        for other in groups:
+            if other[0].name == group[0].against:
+                cells = {_title(way): _difference(group, other, way, way) for way in ways}
+                differences.append({"difference": f"{name} - {other[0].name}"} | cells)
+        more = {way: (way[0], 1) for way in ways if way[1] > 1 and (way[0], 1) in ways}
+        if more:
+            cells = {_title(way): _difference(group, group, way, one) for way, one in more.items()}
+            differences.append({"difference": f"{name}: several views - one view"} | cells)
     tables = [markdown_table(rows)] + ([markdown_table(differences)] if differences else [])
     return "\n\n".join(tables)
 
@@ -122,15 +127,20 @@ def _error(group: list[Scored], way: Way) -> str:
     return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def _difference(group: list[Scored], other: list[Scored], way: Way) -> str:
-    ours, theirs = ([one.wrong[way] for one in each if way in one.wrong] for each in (group, other))
+def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: Way) -> str:
+    ours = [one.wrong[way] for one in group if way in one.wrong]
+    theirs = [one.wrong[other_way] for one in other if other_way in one.wrong]
     if not ours or not theirs:
         return ""
     if len({len(one) for one in ours + theirs}) > 1:
         raise UserError(f"{group[0].name} and {other[0].name} were scored on different images")
     by_image = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
-    errors = [mean_and_error(_rates(each, way))[1] for each in (group, other)]
-    seeds = "" if None in errors else f" ± {np.hypot(*errors):.2f}"  # type: ignore[arg-type]
+    if group is other and len(ours) == len(theirs):  # of the same networks
+        by_network = [a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)]
+        errors = [mean_and_error([100 * float(one) for one in by_network])[1]]
+    else:
+        errors = [mean_and_error(_rates(*each))[1] for each in ((group, way), (other, other_way))]
+    seeds = "" if None in errors else f" ± {np.linalg.norm(np.array(errors, float)):.2f}"
     low, high = interval(by_image)
     return f"{by_image.mean():+.2f}{seeds} ({low:+.2f} to {high:+.2f})"
 

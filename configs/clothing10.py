@@ -25,6 +25,7 @@ VARIANTS = {  # name: the ablation
     "no_crossing": "no_crossing",
     "half": "half_net",
     "tanh": "tanh",
+    "no_decay": "no_decay",
     "full": "",
 }
 RATES = {"tanh": 1e-2}  # where the best of a sweep is not 0.01

@@ -71,6 +71,16 @@ def test_the_spread_over_seeds_stands_beside_the_interval(tmp_path):
     assert row["test, 10 views"].startswith("+10.00 ± 14.14 (")
 
 
+def test_ten_views_are_compared_with_one_of_the_same_networks(tmp_path):
+    for seed in (0, 1):  # 10% and 30% by one view; 10 points less by ten, in both
+        wrong = np.arange(10) < 1 + 2 * seed
+        scored(tmp_path, "a", wrong, seed=seed, views=1)
+        scored(tmp_path, "a", wrong & (np.arange(10) != 0), seed=seed)
+    _, (row,) = table(*tmp_path.iterdir())
+    assert row["difference"] == "a: several views - one view"
+    assert row["test, 10 views"].startswith("-10.00 ± 0.00 (")
+
+
 def test_an_average_is_compared_with_single_networks(tmp_path):
     one = scored(tmp_path, "a", np.arange(10) < 4)
     both = {"experiments": ["a", "a"], "configs": ["a", "a"], "steps": [9, 9], "seeds": [0, 1]}

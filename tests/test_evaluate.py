@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import evaluate
+from alexnet_jax.compare import score_tables
 from alexnet_jax.prepare import prepare
 from alexnet_jax.report import report
 from alexnet_jax.runtime import host
@@ -157,6 +158,9 @@ def test_other_splits_and_several_views_have_a_line_each(runs, tmp_path, monkeyp
     log = net.setup.evaluator.log_probs(net.params, split, views=1, what="alone")
     own = log[np.arange(256), split.labels]
     np.testing.assert_array_equal(lines[0]["ranks"], (log > own[:, None]).sum(1))
+    table = score_tables([written])
+    assert f"{100 * lines[2]['top1_error']:.2f}" in table
+    assert "tiny: several views - one view" in table
 
 
 def test_one_network_is_scored_as_its_own_run_scores_it(runs):
