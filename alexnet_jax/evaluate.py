@@ -5,14 +5,15 @@ python -m alexnet_jax.evaluate --workdirs=runs/a,runs/b,runs/c --views=10
 The softmax outputs of several networks are averaged with equal weights (§6.1). With
 --weights=search each network has its own weight, as in 2012: the weights with the lowest loss of
 the average on every second image of the split. The printed error rates are then those of the other
-images.
+images. --splits=validation,test and --views=1,10 score in all these ways. --json=FILE gets a line
+for each, with the rank of every image's label: `report --scores=FILE,...` compares such files.
 """
 
 import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from alexnet_jax import config
 from alexnet_jax.data.records import Split, is_prepared, open_records
 from alexnet_jax.data.unprepared import labelled_folder
 from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime.checksum import json_checksum
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import write_text
 from alexnet_jax.runtime.signals import Stop
@@ -37,12 +39,13 @@ Labels = Int[np.ndarray, " images"]
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
-VIEWS = flags.DEFINE_enum("views", "10", ["1", "9", "10"], "Views of each image.", OPTIONS)
+SPLITS = flags.DEFINE_list("splits", [], "Splits of the records; default: the run's.", OPTIONS)
+VIEWS = flags.DEFINE_list("views", ["10"], "Views of each image: 1, 9 or 10.", OPTIONS)
 WEIGHTS = flags.DEFINE_enum("weights", "equal", ["equal", "search"], "Networks' weights.", OPTIONS)
 STEP = flags.DEFINE_string("step", "newest", "Checkpoints: newest, best or a number.", OPTIONS)
 DEVICES = flags.DEFINE_integer("devices", 1, "Devices to use.", lower_bound=1, flag_values=OPTIONS)
 RECORDS = flags.DEFINE_string("records", None, "Where the runs' records are now.", OPTIONS)
-JSON = flags.DEFINE_string("json", None, "File to write the scores to.", OPTIONS)
+JSON = flags.DEFINE_string("json", None, "File for the scores, of each image too.", OPTIONS)
 
 
 def evaluate(c: config.Config, folder: Path, step: trained.Step, on: Path | None = None) -> None:
@@ -107,40 +110,51 @@ def _split_of(net: trained.Net, path: Path) -> Split:
     return records.split(data.validation)
 
 
-def evaluate_together(nets: Sequence[trained.Net[Setup]], *, views: Views, search: bool) -> Scores:
-    """Scores the average of several networks' softmax outputs on their validation split (§6.1).
+class Together(NamedTuple):
+    """What `evaluate_together` finds."""
+
+    scores: Scores
+    ranks: Int[np.ndarray, " images"]  # of each image's label, see `label_ranks`
+
+
+def evaluate_together(
+    nets: Sequence[trained.Net[Setup]], *, views: Views, search: bool, split: str = ""
+) -> Together:
+    """Scores the average of several networks' softmax outputs on a split (§6.1).
 
     Args:
       nets: trained on the same records; of one kind or of several.
       views: of each image, to average over as well; 1: the centre crop.
       search: find the weights on the images 0, 2, 4 ..., and score the others.
+      split: of the records; "": that on which the runs were validated.
 
     Raises:
-      UserError: they were trained on different records, or score different splits; or weights
-        shall be searched for one network.
+      UserError: they were trained on different records, or score different splits, or there is no
+        such split; or weights shall be searched for one network.
     """
     _check_alike(nets)
     top5 = nets[0].config.has_top5
+    split = split or _common_split(nets)
     if search and len(nets) < 2:
         raise UserError("--weights=search needs several networks; give more --workdirs")
-    labels = nets[0].setup.validation.labels
-    probs = []
+    images = nets[0].setup.records.split(split)
+    labels, probs = images.labels, []
     for net in nets:
-        evaluator, split = net.setup.evaluator, net.setup.validation
-        name = f"{net.folder}, step {net.step}"
-        log = evaluator.log_probs(net.params, split, views=views, what=name)
+        name = f"{net.folder}, step {net.step}, {split}"
+        log = net.setup.evaluator.log_probs(net.params, images, views=views, what=name)
         probs.append(np.exp(log))
-        say(f"{name}: {score_probs(probs[-1], labels).text(top5=top5)}")
+        say(f"{name}: {score_probs(probs[-1], labels).scores.text(top5=top5)}")
     if not search:
         together = score_probs(average(probs, np.ones(len(nets))), labels)
         if len(nets) > 1:
-            say(f"{len(nets)} networks, equal weights: {together.text(top5=top5)}")
+            say(f"{len(nets)} networks, equal weights: {together.scores.text(top5=top5)}")
         return together
     weights = search_weights([part[::2] for part in probs], labels[::2])
     shown = ", ".join(f"{net.folder} {w:.3f}" for net, w in zip(nets, weights, strict=True))
     together = score_probs(average([part[1::2] for part in probs], weights), labels[1::2])
     say(f"weights found on every second image: {shown}")
-    say(f"{len(nets)} networks, these weights, on the other images: {together.text(top5=top5)}")
+    shown = together.scores.text(top5=top5)
+    say(f"{len(nets)} networks, these weights, on the other images: {shown}")
     return together
 
 
@@ -151,15 +165,15 @@ def average(probs: Sequence[Probs], weights: Float[np.ndarray, " networks"]) -> 
     return functools.reduce(np.add, weighted)
 
 
-def score_probs(probs: Probs, labels: Labels) -> Scores:
-    """Loss and error rates of probabilities.
+def score_probs(probs: Probs, labels: Labels) -> Together:
+    """Loss, error rates and ranks of probabilities.
 
     Raises:
       UserError: a label is not the number of a class.
     """
     losses = -np.log(np.maximum(_label_probs(probs, labels), TINY))
-    ranks = label_ranks(jnp.asarray(probs), jnp.asarray(labels))
-    return mean_scores(losses, np.asarray(ranks))
+    ranks = np.asarray(label_ranks(jnp.asarray(probs), jnp.asarray(labels)))
+    return Together(mean_scores(losses, ranks), ranks)
 
 
 def search_weights(probs: Sequence[Probs], labels: Labels) -> Float[np.ndarray, " networks"]:
@@ -199,9 +213,16 @@ def _check_alike(nets: Sequence[trained.Net[Setup]]) -> None:
     for net in nets[1:]:
         if net.setup.data.hash != first.setup.data.hash:
             raise UserError(f"{net.folder} was trained on other records than {first.folder}")
+
+
+def _common_split(nets: Sequence[trained.Net[Setup]]) -> str:
+    """The split on which all were validated."""
+    first = nets[0]
+    for net in nets[1:]:
         ours, theirs = (n.setup.config.data.validation for n in (net, first))
         if ours != theirs:
             raise UserError(f"{net.folder} scores split {ours!r}, {first.folder} {theirs!r}")
+    return first.setup.config.data.validation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,12 +238,37 @@ def _run(arguments: Sequence[str]) -> None:
         trained.open_trained(one, step=step, devices=DEVICES.value, records=RECORDS.value)
         for one in folders
     ]
-    search, views = WEIGHTS.value == "search", cast(Views, int(VIEWS.value))
-    scores = evaluate_together(nets, views=views, search=search)
+    lines = []
+    for split in SPLITS.value or [_common_split(nets)]:
+        for views in VIEWS.value:
+            search = WEIGHTS.value == "search"
+            found = evaluate_together(nets, views=_views(views), search=search, split=split)
+            way = {"split": split, "views": int(views), "weights": WEIGHTS.value}
+            lines.append(_about(nets) | way | found.scores._asdict())
+            lines[-1]["ranks"] = found.ranks.tolist()
     if file:
-        values = {"workdirs": [str(one) for one in folders], "steps": [net.step for net in nets]}
-        values |= {"views": views, "weights": WEIGHTS.value} | scores._asdict()
-        write_text(file, json.dumps(values, indent=2) + "\n")
+        write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _views(text: str) -> Views:
+    if text not in ("1", "9", "10"):
+        raise UserError(f"--views={text}: give 1, 9 or 10, or several, as 1,10")
+    return cast(Views, int(text))
+
+
+def _about(nets: Sequence[trained.Net[Setup]]) -> dict[str, Any]:
+    """What `report --scores` must know of the networks."""
+    configs = [net.setup.config for net in nets]
+    fixed = [config.fixed_values(config.as_dict(c)) | {"seed": None} for c in configs]
+    return {
+        "workdirs": [str(net.folder) for net in nets],
+        "steps": [net.step for net in nets],
+        "experiments": [c.experiment.name for c in configs],
+        "against": configs[0].experiment.against,
+        "seeds": [c.seed for c in configs],
+        "configs": [json_checksum(values)[:12] for values in fixed],  # equal if but seeds differ
+        "records": nets[0].setup.data.hash,
+    }
 
 
 if __name__ == "__main__":

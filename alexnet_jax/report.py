@@ -1,23 +1,30 @@
 """The results of runs as a Markdown table, beside those of the paper and of the logs of 2012.
 
 python -m alexnet_jax.report --workdirs=runs/a,runs/b [--configs=configs/cifar10.py:18] [--out=FILE]
+python -m alexnet_jax.report --scores=a.json,b.json
 
-Runs that differ only in their seed share a row: the mean and, from two seeds on, the standard
-deviation. Errors are top-1 / top-5 in percent, on the validation split of the run. The configs of
---configs have a row even if they were not run; of a file with several variants all have one, or
-only that of FILE:VARIANT. --comparators adds the other rows of the paper's Tables 1 and 2.
+Runs that differ only in their seed share a row: the mean and, from two seeds on, its standard error
+(the standard deviation over the root of n). Errors are top-1 / top-5 in percent, on the validation
+split of the run. The configs of --configs have a row even if they were not run; of a file with
+several variants all have one, or only that of FILE:VARIANT. --comparators adds the other rows of
+the paper's Tables 1 and 2.
+
+--scores compares networks image by image, from files of `evaluate --json`: a table of top-1 errors,
+and one of differences, with the 95% interval of a paired bootstrap over the images.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from absl import flags
 
 from alexnet_jax import config
+from alexnet_jax.compare import mean_and_error, score_tables
+from alexnet_jax.figures.figure1 import GOAL, epochs_to, training_errors
 from alexnet_jax.runtime import cli, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import write_text
@@ -43,6 +50,7 @@ OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
 CONFIGS = flags.DEFINE_list("configs", [], "Configs that have a row even if not run.", OPTIONS)
 WITH_COMPARATORS = flags.DEFINE_bool("comparators", False, "Rows of Tables 1 and 2.", OPTIONS)
+SCORES = flags.DEFINE_list("scores", [], "Files of `evaluate --json`.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "File to write the table to.", OPTIONS)
 
 
@@ -61,6 +69,7 @@ class Run:
     one_view: Errors | None
     ten_views: Errors | None
     nine_views: Errors | None
+    to_goal: float | None  # epochs to 25% training error; None: never, or no epoch has ended
     machines: tuple[str, ...]
 
     @property
@@ -97,6 +106,7 @@ def read_run(folder: Path) -> Run:
         one_view=_last(lines, "val", c),
         ten_views=_last(lines, "val_ten_views", c),
         nine_views=_last(lines, "val_nine_views", c),
+        to_goal=_to_goal(folder, lines),
         machines=tuple(dict.fromkeys(_machine(start) for start in starts)),
     )
 
@@ -139,8 +149,10 @@ def _row(runs: list[Run], groups: list[list[Run]]) -> dict[str, str]:
         "ours, ten views": _text([run.ten_views for run in runs]),
         **({"ours, nine views": _text(nine)} if any(nine) else {}),
         "ours, centre crop": _text([run.one_view for run in runs]),
+        **_reached(runs),
         "compared": _compared(runs, groups),
         "images": f"{c.data.source}, {c.data.validation}",
+        "n": str(len(runs)),
         "seeds": ", ".join(str(run.config.seed) for run in runs),
         "trained": ", ".join(dict.fromkeys(_trained(run) for run in runs)),
         "on": "; ".join(dict.fromkeys(machine for run in runs for machine in run.machines)),
@@ -174,6 +186,20 @@ def _compared(runs: list[Run], groups: list[list[Run]]) -> str:
     return ""
 
 
+def _to_goal(folder: Path, lines: list[dict[str, Any]]) -> float | None:
+    errors = [line for line in lines if "train/top1_error" in line]
+    return epochs_to(GOAL, *training_errors(folder)) if errors and lines[-1]["epoch"] >= 1 else None
+
+
+def _reached(runs: list[Run]) -> dict[str, str]:
+    """The column of what Fig. 1 compares, for nets on CIFAR-10."""
+    if not isinstance(runs[0].config.model, config.Cifar):
+        return {}
+    known = [run.to_goal for run in runs if run.to_goal is not None]
+    told = _spread(known) if len(known) == len(runs) else f"{len(known)} of {len(runs)} reach it"
+    return {f"epochs to {GOAL:.0%} training error": told}
+
+
 def _differing(a: config.Config, b: config.Config) -> list[str]:
     return config.differences(config.as_dict(a), b)
 
@@ -183,14 +209,14 @@ def _means(errors: list[Errors | None]) -> list[float]:
 
 
 def _text(errors: list[Errors | None]) -> str:
-    """The mean in percent, with the standard deviation over seeds."""
+    """The mean in percent, with its standard error over seeds."""
     rates = zip(*filter(None, errors), strict=True)
     return " / ".join(_spread([100 * rate for rate in one]) for one in rates) or NOT_RUN
 
 
 def _spread(values: list[float]) -> str:
-    more = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{more}"
+    value, error = mean_and_error(values)
+    return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _trained(run: Run) -> str:
@@ -236,8 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     out = cli.output(OUT)
-    planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
-    table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)
+    if SCORES.value:
+        table = score_tables([Path(one) for one in SCORES.value])
+    else:
+        planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
+        table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)
     print(table)
     if out:
         write_text(out, table + "\n")

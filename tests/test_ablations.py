@@ -3,7 +3,7 @@
 import pytest
 
 from alexnet_jax import config, optim
-from alexnet_jax.configs import ablations, alexnet_2012, run_145
+from alexnet_jax.configs import ablations, alexnet_2012, clothing10, run_145
 from alexnet_jax.model.describe import layer_table
 from alexnet_jax.training.setup import make_network
 
@@ -24,6 +24,22 @@ def test_only_the_named_values_change(name):
     assert {key for key in changed if not key.startswith("model.padding")} == named - {
         "model.padding"
     }
+
+
+@pytest.mark.parametrize("name", sorted(set(clothing10.NAMES) - {"as_it_is", "full"}))
+def test_on_photos_of_clothing_only_the_named_values_change_too(name):
+    whole, c = (config.parse(clothing10.get_config(one)) for one in ("as_it_is", name))
+    changed = set(config.differences(config.as_dict(whole), c))
+    if name in clothing10.RATES:
+        changed -= {"policy.phases"}
+    changes = ablations.ABLATIONS[clothing10.VARIANTS[name]].changes
+    assert changed == changes.keys() - {"devices"}
+    assert (c.experiment.name, c.experiment.against) == (
+        f"clothing10_{name}",
+        "clothing10_as_it_is",
+    )
+    sides = [row.output[0] for row in layer_table(make_network(c), c)][:5]
+    assert sides == [31, 15, 7, 7, 7]
 
 
 def counts(name: str) -> dict[str, int]:

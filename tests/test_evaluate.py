@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import evaluate
+from alexnet_jax.compare import score_tables
 from alexnet_jax.prepare import prepare
 from alexnet_jax.report import report
 from alexnet_jax.runtime import host
@@ -41,14 +42,15 @@ def test_an_average_of_probabilities():
 
 def test_scores_of_probabilities():
     probs = np.float32([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-    scores = evaluate.score_probs(probs, np.int32([0, 1]))
+    scores, ranks = evaluate.score_probs(probs, np.int32([0, 1]))
+    assert ranks.tolist() == [0, 1]
     np.testing.assert_allclose(scores.loss, -(np.log(0.5) + np.log(0.2)) / 2, rtol=1e-6)
     assert scores.top1_error == 0.5
     assert scores.images == 2
 
 
 def test_an_impossible_label_costs_much_but_not_everything():
-    scores = evaluate.score_probs(np.float32([[1.0, 0.0]]), np.int32([1]))
+    scores = evaluate.score_probs(np.float32([[1.0, 0.0]]), np.int32([1])).scores
     assert 80 < scores.loss < 90
 
 
@@ -84,7 +86,7 @@ def test_searched_weights_are_the_best_of_a_fine_grid():
     def loss(share):
         return evaluate.score_probs(
             evaluate.average(nets, np.array([share, 1 - share])), labels
-        ).loss
+        ).scores.loss
 
     best = min(loss(share) for share in np.linspace(0, 1, 201))
     assert loss(evaluate.search_weights(nets, labels)[0]) < best + 1e-6
@@ -112,15 +114,17 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
     np.testing.assert_allclose(probs[0].sum(-1), 1, rtol=1e-5)
     mean = (probs[0] + probs[1]) / 2
     found = evaluate.evaluate_together(nets, views=1, search=False)
-    np.testing.assert_allclose(found.loss, -np.log(mean[np.arange(len(labels)), labels]).mean())
-    assert found.images == len(labels) == 64
+    np.testing.assert_allclose(
+        found.scores.loss, -np.log(mean[np.arange(len(labels)), labels]).mean()
+    )
+    assert found.scores.images == len(labels) == 64
     assert "2 networks, equal weights: top-1 error" in capsys.readouterr().out
 
 
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     found = evaluate.evaluate_together(nets, views=1, search=True)
-    assert found.images == 32
+    assert found.scores.images == 32
     assert "weights found on every second image: " in capsys.readouterr().out
 
 
@@ -134,7 +138,29 @@ def test_the_command_writes_what_it_found(runs, tmp_path, monkeypatch):
     values = json.loads(written.read_text())
     assert values["weights"] == "equal"
     assert values["steps"] == [4, 4]
+    assert values["seeds"] == [0, 1]
+    assert np.mean(np.array(values["ranks"]) >= 1) == values["top1_error"]
     assert 0 <= values["top5_error"] <= values["top1_error"] <= 1
+
+
+def test_other_splits_and_several_views_have_a_line_each(runs, tmp_path, monkeypatch):
+    """Each line is what a command for it alone finds, image by image."""
+    monkeypatch.setattr(evaluate.host, "configure_jax", lambda devices: None)
+    net = trained.open_trained(runs / "a")
+    written = tmp_path / "scores.json"
+    options = ["--splits=train,validation", "--views=1,10", f"--json={written}"]
+    evaluate.main([f"--workdirs={runs}/a", *options])
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    ways = [("train", 1), ("train", 10), ("validation", 1), ("validation", 10)]
+    assert [(one["split"], one["views"]) for one in lines] == ways
+    assert [one["images"] for one in lines] == [256, 256, 64, 64]
+    split = net.setup.records.split("train")
+    log = net.setup.evaluator.log_probs(net.params, split, views=1, what="alone")
+    own = log[np.arange(256), split.labels]
+    np.testing.assert_array_equal(lines[0]["ranks"], (log > own[:, None]).sum(1))
+    table = score_tables([written])
+    assert f"{100 * lines[2]['top1_error']:.2f}" in table
+    assert "tiny: several views - one view" in table
 
 
 def test_one_network_is_scored_as_its_own_run_scores_it(runs):
@@ -142,7 +168,7 @@ def test_one_network_is_scored_as_its_own_run_scores_it(runs):
     assert net.step == 4
     last = json.loads((runs / "a" / "metrics.jsonl").read_text().splitlines()[-1])
     found = evaluate.evaluate_together([net], views=10, search=False)
-    np.testing.assert_allclose(found.loss, last["val_ten_views/loss"], rtol=1e-5)
+    np.testing.assert_allclose(found.scores.loss, last["val_ten_views/loss"], rtol=1e-5)
     assert jax.tree.leaves(net.params)
 
 
@@ -174,6 +200,8 @@ def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
         (["--devices=0"], "error: --devices=0 must be a positive integer"),
         (["--json=none/scores.json"], "there is no folder none; make it first"),
         (["--step=last"], "error: --step=last: give newest, best"),
+        (["--views=2"], "error: --views=2: give 1, 9 or 10, or several, as 1,10"),
+        (["--splits=none"], "none"),
     ],
 )
 def test_a_wrong_command_is_one_line(runs, capsys, monkeypatch, options, said):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import cv2
 import jax
@@ -18,6 +19,7 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
 from tests.conftest import make_config
+from tests.test_report import rows
 
 pytest.importorskip("matplotlib")
 
@@ -68,6 +70,28 @@ def test_figure_1_says_when_each_reached_the_goal(tmp_path):
     assert title == "epochs to 25% training error: relu 1.5, tanh not yet"
 
 
+def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
+    """They reach 25% after 1.5 and 2.5 epochs, and after 9 and 10."""
+    fast = write_run(tmp_path / "a", "relu", [(100, 0.3), (200, 0.2), (300, 0.2)])
+    later = write_run(tmp_path / "b", "relu", [(100, 0.5), (200, 0.3), (300, 0.2), (400, 0.1)])
+    slow = [
+        write_run(tmp_path / name, "tanh", [(100 * n, top - 0.05 * n) for n in range(1, 12)])
+        for name, top in (("c", 0.7), ("d", 0.75))
+    ]
+    (axes,) = figure1.draw_figure1([fast, later, *slow]).axes
+    assert axes.get_title() == (
+        "epochs to 25% training error: relu 2.0 ± 0.5 (n=2), tanh 9.5 ± 0.5 (n=2) "
+        "(4.8, 3.6 to 6.7 times)"
+    )
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.4, 0.25, 0.2])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {0.3, 0.5, 0.2} <= {round(y, 6) for y in band[:, 1]}
+    assert band[:, 0].max() == 3  # the epochs that both have
+    never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
+    title = figure1.draw_figure1([fast, slow[0], never]).axes[0].get_title()
+    assert title == "epochs to 25% training error: relu 1.5, tanh not yet in 1 of 2"
+
+
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
     folder = write_run(tmp_path / "a", "relu", [(50, 0.8)])
     with pytest.raises(UserError, match="has not finished an epoch yet"):
@@ -114,6 +138,41 @@ def test_a_grating_is_oriented_and_a_round_spot_is_not():
     np.testing.assert_allclose(found, [1, 1, 0, 0], atol=1e-9)
 
 
+def measures(name, crossing, apart):
+    """A run of two towers with 12 kernels each, whose colours differ by `apart`."""
+    rng = np.random.default_rng(len(name))
+    values = [rng.uniform(0.2, 0.4, 12) for _ in range(4)]
+    return kernels.Measures(name, 9, crossing, [values[0], values[1] + apart], values[2:])
+
+
+def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
+    """Runs that meet have the same colours in both towers, those that do not differ by 0.3."""
+    made = {f"meet{n}": measures(f"meet{n}" + "x" * n, True, 0) for n in range(5)}
+    made |= {f"apart{n}": measures(f"apart{n}" + "x" * n, False, 0.3) for n in range(5)}
+    monkeypatch.setattr(kernels, "measure", lambda folder: made[folder.name])
+    table, lines = kernels.towers_table([Path(name) for name in made]).split("\n\n")
+    found = rows(table)
+    assert [row["meet at layer 3"] for row in found] == ["yes"] * 5 + ["no"] * 5
+    for row, one in zip(found, made.values(), strict=True):
+        a, b = one.colour
+        assert (row["colour A"], row["colour B"]) == (f"{a.mean():.3f}", f"{b.mean():.3f}")
+        # Of 9999 random deals none is as far apart: 1 in 10,000.
+        assert (row["p of colour"] == "0.0001") == (not one.crossing)
+    told = dict(line.split(": ", 1) for line in lines.splitlines())
+    assert told["colour, not meeting at layer 3"].endswith("n=5, p=0.0000")
+    assert float(told["orientation, not meeting at layer 3"].split("p=")[1]) > 0.02
+    # All 5 are further apart than the other 5: two of the 252 deals.
+    between = "|A - B| of the runs that meet and of those that do not"
+    assert f"colour: {between}: p=0.0079" in lines
+
+
+def test_a_permutation_test_counts_all_deals():
+    """Of the 20 ways to deal 6 numbers to two threes, 2 are as far apart as here."""
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
+    p = kernels.permutation_p(kernels._apart, a, b, "greater")
+    assert p == pytest.approx(2 / 20)
+
+
 @pytest.fixture(scope="module")
 def run(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "run"
@@ -123,9 +182,10 @@ def run(records, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_command_draws(run, tmp_path, name):
+def test_the_command_draws(run, tmp_path, capsys, name):
     out = tmp_path / "figure.png"
     main([name, f"--workdirs={run}", f"--out={out}"])
+    assert ("meet at layer 3" in capsys.readouterr().out) == (name == "towers")
     image = cv2.imread(str(out))
     assert min(image.shape[:2]) > 100
     assert image.std() > 5

@@ -1,10 +1,13 @@
 """report: means, standard deviations and differences, compared with values by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from alexnet_jax import config
+from alexnet_jax.configs import cifar10
 from alexnet_jax.report import main, planned_in, report
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
@@ -34,7 +37,7 @@ def rows(table: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("classes", "shown"), [(5, "42.00 ± 2.83"), (6, "42.00 ± 2.83 / 10.00 ± 0.00")]
+    ("classes", "shown"), [(5, "42.00 ± 2.00"), (6, "42.00 ± 2.00 / 10.00 ± 0.00")]
 )
 def test_of_five_classes_there_is_no_top5_error(tmp_path, classes, shown):
     values = {"model__classes": classes}
@@ -43,13 +46,13 @@ def test_of_five_classes_there_is_no_top5_error(tmp_path, classes, shown):
     assert row["ours, ten views"] == shown
 
 
-def test_seeds_share_a_row_with_mean_and_standard_deviation(tmp_path):
+def test_seeds_share_a_row_with_mean_and_standard_error(tmp_path):
     runs = [finished(tmp_path / str(seed), e, seed=seed) for seed, e in enumerate((0.4, 0.44))]
     (row,) = rows(report(runs))
-    assert row["ours, ten views"] == "42.00 ± 2.83 / 10.00 ± 0.00"
-    assert row["ours, centre crop"] == "52.00 ± 2.83 / 20.00 ± 0.00"
+    assert row["ours, ten views"] == "42.00 ± 2.00 / 10.00 ± 0.00"
+    assert row["ours, centre crop"] == "52.00 ± 2.00 / 20.00 ± 0.00"
     assert row["paper"] == "40.7 / 18.2"
-    assert row["seeds"] == "0, 1"
+    assert (row["n"], row["seeds"]) == ("2", "0, 1")
     assert row["trained"] == "6 epochs (96 steps of 16)"
     assert row["on"] == "2 CPU devices, 4 cores of Z80"
 
@@ -139,6 +142,24 @@ def test_a_wrong_command_gets_one_line(tmp_path, capsys, options, said):
 def test_the_table_goes_into_a_file(tmp_path, capsys):
     main([f"--workdirs={finished(tmp_path / 'a', 0.4)}", f"--out={tmp_path / 'table.md'}"])
     assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
+
+
+def test_nets_on_cifar10_say_when_they_reach_25_percent_training_error(tmp_path):
+    c = config.parse(cifar10.get_config("relu"))
+    for seed, last in enumerate((0.2, 0.1)):
+        workdir.claim(tmp_path / str(seed), dataclasses.replace(c, seed=seed))
+        lines = [
+            {"step": 391 * n, "epoch": float(n), "train/top1_error": error}
+            for n, error in enumerate((0.3, last), 1)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / str(seed) / FILE).write_text(text)
+    (row,) = rows(report([tmp_path / "0", tmp_path / "1"]))
+    # 1.5 and 1.25, on straight lines
+    assert row["epochs to 25% training error"] == "1.38 ± 0.12"
+    (tmp_path / "1" / FILE).write_text(text.replace("0.1}", "0.26}"))
+    (row,) = rows(report([tmp_path / "0", tmp_path / "1"]))
+    assert row["epochs to 25% training error"] == "1 of 2 reach it"
 
 
 def test_the_papers_tables_follow_the_runs(tmp_path, capsys):

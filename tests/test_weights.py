@@ -126,7 +126,7 @@ def test_a_file_becomes_a_workdir_with_the_same_scores(records, tmp_path):
     weights.import_weights(c, tmp_path / "copy", file, "torch")
     nets = [trained.open_trained(tmp_path / name) for name in ("run", "copy")]
     assert [net.step for net in nets] == [2, 0]
-    same = [evaluate_together([net], views=1, search=False) for net in nets]
+    same = [evaluate_together([net], views=1, search=False).scores for net in nets]
     assert same[0] == same[1]
 
     with pytest.raises(UserError, match="holds a run already; give another --workdir"):

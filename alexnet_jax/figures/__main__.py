@@ -7,10 +7,11 @@ python -m alexnet_jax.figures neighbours --model=FOLDER --records=DIR --layer=po
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
 python -m alexnet_jax.figures layer_bytes --results=before.json,after.json --out=bytes.png
 
-figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%
+figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%; seeds
+            of one activation are a band
 figure2     Fig. 2: the network, a colour for each device, and the bytes between the devices
 kernels     Fig. 3: the first layer's kernels, tower A above tower B
-towers      how colourful and how oriented the kernels of each tower are, run by run
+towers      how colourful and how oriented the kernels of each tower are, run by run; prints a table
 figure4     Fig. 4, left: eight validation images with their five best labels
 neighbours  Fig. 4, right: five of them, and the training images with the nearest outputs of fc7;
             with --layer of another layer, with --records among other images
@@ -29,7 +30,7 @@ from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
-from alexnet_jax.figures.kernels import draw_kernels, draw_towers
+from alexnet_jax.figures.kernels import draw_kernels, draw_towers, towers_table
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
@@ -83,6 +84,8 @@ def _run(arguments: Sequence[str]) -> None:
     else:
         figure = FIGURES[name](cli.folders(WORKDIRS))
     figure.savefig(out, dpi=150)
+    if name == "towers":
+        print(towers_table(cli.folders(WORKDIRS)))
     print(f"{name} in {out}")
 
 

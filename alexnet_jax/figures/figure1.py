@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alexnet_jax.compare import mean_and_error
 from alexnet_jax.figures.sheet import new_figure
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
@@ -62,40 +63,62 @@ def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | No
 
 
 def draw_figure1(folders: Sequence[Path]) -> "Figure":
-    """Fig. 1 (§3.1): one line for each run, one colour for each activation.
+    """Fig. 1 (§3.1): for each activation the mean over its runs, in a band from least to most.
 
     Raises:
       UserError: see `training_errors`.
     """
     figure = new_figure(6, 4)
     axes = figure.subplots()
-    reached: dict[str, list[float | None]] = {}
+    runs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for folder in folders:
         kind = workdir.read_config(folder).model.activation
-        epochs, errors = training_errors(folder)
+        runs.setdefault(kind, []).append(training_errors(folder))
+    for kind, curves in runs.items():
         name, style, colour = LINES[kind]
-        label = None if kind in reached else name
-        axes.plot(epochs, errors, style, color=colour, label=label, linewidth=1.5)
-        reached.setdefault(kind, []).append(epochs_to(GOAL, epochs, errors))
+        label = name if len(curves) == 1 else f"{name}, {len(curves)} seeds"
+        ended = min(len(errors) for _, errors in curves)  # epochs that all have
+        epochs, together = curves[0][0][:ended], np.stack([errors[:ended] for _, errors in curves])
+        axes.plot(epochs, together.mean(0), style, color=colour, label=label, linewidth=1.5)
+        if len(curves) > 1:
+            least, most = together.min(0), together.max(0)
+            axes.fill_between(epochs, least, most, color=colour, alpha=0.25, linewidth=0)
+    reached = {kind: [epochs_to(GOAL, *one) for one in curves] for kind, curves in runs.items()}
     axes.axhline(GOAL, color="0.6", linewidth=0.8)
-    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 0.8), title=_when(reached))
+    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 0.8))
+    axes.set_title(_when(reached), fontsize=9)
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
     return figure
 
 
 def _when(reached: dict[str, list[float | None]]) -> str:
-    """The mean number of epochs to the goal for each activation, and their ratio."""
-    means = {
-        kind: float(np.mean([value for value in values if value is not None]))
-        for kind, values in reached.items()
-        if None not in values
-    }
-    told = dict.fromkeys(reached, "not yet") | {k: f"{mean:.1f}" for k, mean in means.items()}
-    parts = [f"{kind} {told[kind]}" for kind in sorted(told)]
+    """The mean number of epochs to the goal for each activation, and their ratio.
+
+    After ± stands the standard error; the ratio is that of the means, and then those of the pairs
+    of runs that are furthest apart.
+    """
+    parts, known = [], dict[str, list[float]]()
+    for kind in sorted(reached):
+        values = [value for value in reached[kind] if value is not None]
+        if len(values) < len(reached[kind]):
+            more = f" in {len(reached[kind]) - len(values)} of {len(reached[kind])}"
+            parts.append(f"{kind} not yet" + (more if values else ""))
+            continue
+        known[kind] = values
+        value, error = mean_and_error(values)
+        spread = "" if error is None else f" ± {error:.1f} (n={len(values)})"
+        parts.append(f"{kind} {value:.1f}{spread}")
     text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
-    others = [kind for kind in sorted(means) if kind != "relu"]
-    if "relu" in means and others:
-        ratios = ", ".join(f"{means[kind] / means['relu']:.1f}" for kind in others)
+    others = [kind for kind in known if kind != "relu"]
+    if "relu" in known and others:
+        ratios = ", ".join(_ratio(known[kind], known["relu"]) for kind in others)
         text += f" ({ratios} times)"
     return text
+
+
+def _ratio(slower: list[float], faster: list[float]) -> str:
+    text = f"{np.mean(slower) / np.mean(faster):.1f}"
+    if len(slower) + len(faster) == 2:
+        return text
+    return f"{text}, {min(slower) / max(faster):.1f} to {max(slower) / min(faster):.1f}"

@@ -1,0 +1,156 @@
+"""Scores of networks on the same images: means over seeds, and how sure a difference is.
+
+`evaluate --json` writes the files, `report --scores` prints the tables.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import named
+from alexnet_jax.runtime.terminal import markdown_table
+
+RESAMPLES = 9999
+
+Way = tuple[str, int]
+"""How images are scored: the split, and the number of views of each image."""
+
+
+class Scored(NamedTuple):
+    """A network, or an average of several, in all the ways in which it was scored."""
+
+    name: str
+    kind: str  # equal for those that differ only in their seeds
+    against: str  # the name of what it is compared with; "": nothing
+    seeds: tuple[int, ...]  # of each network of an average
+    wrong: dict[Way, np.ndarray]  # bool [images], whether the best label is wrong
+
+
+def read_scores(file: Path) -> Scored:
+    """A file of `evaluate --json`.
+
+    Raises:
+      UserError: it is not one, or was written for another purpose.
+    """
+    try:
+        with named(file):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+        first = lines[0]
+        names, weights, seeds = first["experiments"], first["weights"], tuple(first["seeds"])
+        wrong = {(one["split"], one["views"]): np.array(one["ranks"]) > 0 for one in lines}
+        kind = [first[key] for key in ("experiments", "configs", "steps", "records")]
+        against = first["against"]
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{file} is no file of scores; write it with evaluate --json") from None
+    if weights != "equal":
+        raise UserError(f"{file} was scored with --weights={weights}, on a part of the images")
+    name = names[0]
+    if len(names) > 1:
+        name, against = f"{' and '.join(dict.fromkeys(names))}, {len(names)} averaged", name
+    return Scored(name, json.dumps(kind), against, seeds, wrong)
+
+
+def score_tables(files: Sequence[Path]) -> str:
+    """Two tables in Markdown: top-1 errors, and differences between those that are compared.
+
+    Errors and differences are in percentage points, means over networks; ± is the standard error
+    over networks. The interval of a difference is that of a paired bootstrap over the images, which
+    says what other images would change, and not what other seeds would.
+
+    Raises:
+      UserError: see `read_scores`; or scores are given twice; or networks that are compared were
+        not scored on the same images.
+    """
+    groups = _grouped(files)
+    ways = sorted({way for group in groups for one in group for way in one.wrong})
+    rows, differences = [], []
+    for group in groups:
+        name, errors = group[0].name, {way: _error(group, way) for way in ways}
+        rows.append(_about(group) | {_title(way): errors[way] for way in ways})
+        for other in groups:
+            if other[0].name == group[0].against:
+                cells = {_title(way): _difference(group, other, way, way) for way in ways}
+                differences.append({"difference": f"{name} - {other[0].name}"} | cells)
+        more = {way: (way[0], 1) for way in ways if way[1] > 1 and (way[0], 1) in ways}
+        if more:
+            cells = {_title(way): _difference(group, group, way, one) for way, one in more.items()}
+            differences.append({"difference": f"{name}: several views - one view"} | cells)
+    tables = [markdown_table(rows)] + ([markdown_table(differences)] if differences else [])
+    return "\n\n".join(tables)
+
+
+def _grouped(files: Sequence[Path]) -> list[list[Scored]]:
+    """Those that differ only in their seeds together; one for all files of the same seeds."""
+    groups: dict[str, dict[tuple[int, ...], Scored]] = {}
+    for file in files:
+        new = read_scores(file)
+        group = groups.setdefault(new.kind, {})
+        known = group.setdefault(new.seeds, new)
+        if known is not new:
+            if known.wrong.keys() & new.wrong.keys():
+                raise UserError(f"{file} has scores of {new.name}, seed {new.seeds[0]}, once more")
+            known.wrong.update(new.wrong)
+    return [list(group.values()) for group in groups.values()]
+
+
+def _about(group: list[Scored]) -> dict[str, str]:
+    seeds = ", ".join("+".join(map(str, one.seeds)) for one in group)
+    return {"experiment": group[0].name, "n": str(len(group)), "seeds": seeds}
+
+
+def _title(way: Way) -> str:
+    split, views = way
+    return f"{split}, {'one view' if views == 1 else f'{views} views'}"
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error: the standard deviation over the root of n; None for one."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return mean(values), error
+
+
+def _rates(group: list[Scored], way: Way) -> list[float]:
+    return [100 * float(one.wrong[way].mean()) for one in group if way in one.wrong]
+
+
+def _error(group: list[Scored], way: Way) -> str:
+    rates = _rates(group, way)
+    if not rates:
+        return ""
+    value, error = mean_and_error(rates)
+    return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: Way) -> str:
+    ours = [one.wrong[way] for one in group if way in one.wrong]
+    theirs = [one.wrong[other_way] for one in other if other_way in one.wrong]
+    if not ours or not theirs:
+        return ""
+    if len({len(one) for one in ours + theirs}) > 1:
+        raise UserError(f"{group[0].name} and {other[0].name} were scored on different images")
+    by_image = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    if group is other and len(ours) == len(theirs):  # of the same networks
+        by_network = [a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)]
+        errors = [mean_and_error([100 * float(one) for one in by_network])[1]]
+    else:
+        errors = [mean_and_error(_rates(*each))[1] for each in ((group, way), (other, other_way))]
+    seeds = "" if None in errors else f" ± {np.linalg.norm(np.array(errors, float)):.2f}"
+    low, high = interval(by_image)
+    return f"{by_image.mean():+.2f}{seeds} ({low:+.2f} to {high:+.2f})"
+
+
+def interval(by_image: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of the mean of `by_image`, float [images], by a bootstrap over images."""
+    if np.ptp(by_image) == 0:  # nothing to draw from
+        return float(by_image[0]), float(by_image[0])
+    found = stats.bootstrap(
+        (by_image,), np.mean, n_resamples=RESAMPLES, batch=100, method="percentile",
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

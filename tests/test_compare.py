@@ -1,0 +1,120 @@
+"""Tables of scores: means over seeds, differences, and intervals that hold what they should."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alexnet_jax import compare
+from alexnet_jax.report import main
+from tests.test_report import rows
+
+RNG = np.random.default_rng(0)
+
+
+def scored(folder, name, wrong, *, seed=0, against="", split="test", views=10, **values):
+    """A file as `evaluate --json` writes it, of images some of which are wrong."""
+    line = {
+        "experiments": [name], "configs": [name], "steps": [9], "seeds": [seed], "records": "x",
+        "against": against, "weights": "equal", "split": split, "views": views,
+        "ranks": np.asarray(wrong, int).tolist(),
+    }  # fmt: skip
+    file = folder / f"{name}{seed}{split}{views}.json"
+    file.write_text(json.dumps(line | values) + "\n")
+    return file
+
+
+def table(*files):
+    first, *more = compare.score_tables(files).split("\n\n")
+    return rows(first), rows(more[0]) if more else []
+
+
+def test_errors_are_means_over_seeds_with_standard_errors(tmp_path):
+    files = [scored(tmp_path, "a", np.arange(10) < n, seed=n) for n in (2, 4, 6)]
+    ((row,), none) = table(*files)
+    # 20, 40 and 60%: standard deviation 20, over the root of 3
+    expected = {"experiment": "a", "n": "3", "seeds": "2, 4, 6", "test, 10 views": "40.00 ± 11.55"}
+    assert row == expected
+    assert none == []
+
+
+def test_a_difference_is_paired_image_by_image(tmp_path):
+    """Both err in half of the images. Where these are the same ones, the difference is sure."""
+    half = np.arange(400) % 2
+    whole = scored(tmp_path, "whole", half)
+    same = scored(tmp_path, "same", half, against="whole")
+    other = scored(tmp_path, "other", 1 - half, against="whole")
+    _, differences = table(whole, same, other)
+    found = {row["difference"]: row["test, 10 views"] for row in differences}
+    assert found["same - whole"] == "+0.00 (+0.00 to +0.00)"
+    low, high = map(float, found["other - whole"].removeprefix("+0.00 (")[:-1].split(" to "))
+    # The mean of 400 values of +-100 points has a standard error of 5 points.
+    np.testing.assert_allclose([low, high], [-9.8, 9.8], atol=0.7)
+
+
+def test_the_interval_holds_the_true_difference_19_times_in_20(monkeypatch):
+    """Of 200 pairs of networks that err in 30% and 25% of all possible images."""
+    monkeypatch.setattr(compare, "RESAMPLES", 999)
+    held = 0
+    for _ in range(200):
+        worse, better = RNG.random(341) < 0.30, RNG.random(341) < 0.25
+        low, high = compare.interval(100.0 * worse - 100.0 * better)
+        held += low <= 5 <= high
+    assert 180 <= held <= 198
+
+
+def test_the_spread_over_seeds_stands_beside_the_interval(tmp_path):
+    files = [scored(tmp_path, "a", np.arange(10) < n, seed=n, against="b") for n in (2, 4)]
+    files += [scored(tmp_path, "b", np.arange(10) < n, seed=n) for n in (1, 3)]
+    _, (row,) = table(*files)
+    # Standard errors of 10 points each
+    assert row["test, 10 views"].startswith("+10.00 ± 14.14 (")
+
+
+def test_ten_views_are_compared_with_one_of_the_same_networks(tmp_path):
+    for seed in (0, 1):  # 10% and 30% by one view; 10 points less by ten, in both
+        wrong = np.arange(10) < 1 + 2 * seed
+        scored(tmp_path, "a", wrong, seed=seed, views=1)
+        scored(tmp_path, "a", wrong & (np.arange(10) != 0), seed=seed)
+    _, (row,) = table(*tmp_path.iterdir())
+    assert row["difference"] == "a: several views - one view"
+    assert row["test, 10 views"].startswith("-10.00 ± 0.00 (")
+
+
+def test_an_average_is_compared_with_single_networks(tmp_path):
+    one = scored(tmp_path, "a", np.arange(10) < 4)
+    both = {"experiments": ["a", "a"], "configs": ["a", "a"], "steps": [9, 9], "seeds": [0, 1]}
+    two = scored(tmp_path, "two", np.arange(10) < 3, **both)
+    errors, (difference,) = table(one, two)
+    assert [row["experiment"] for row in errors] == ["a", "a, 2 averaged"]
+    assert errors[1]["seeds"] == "0+1"
+    assert difference["difference"] == "a, 2 averaged - a"
+    assert difference["test, 10 views"].startswith("-10.00 (")
+
+
+def test_other_configs_steps_or_splits_share_no_cell(tmp_path):
+    files = [
+        scored(tmp_path, "a", [0, 1]),
+        scored(tmp_path, "a", [0, 1], seed=1, configs=["b"]),
+        scored(tmp_path, "a", [0, 1], seed=2, steps=[10]),
+        scored(tmp_path, "a", [1, 1], seed=0, split="validation"),
+    ]
+    errors, _ = table(*files)
+    assert [row["n"] for row in errors] == ["1", "1", "1"]
+    assert (errors[0]["test, 10 views"], errors[0]["validation, 10 views"]) == ("50.00", "100.00")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"weights": "search"}, "was scored with --weights=search, on a part of the images"),
+        ({"against": "b", "ranks": [1]}, "a and b were scored on different images"),
+        ({"experiments": ["b"], "configs": ["b"]}, "has scores of b, seed 0, once more"),
+        ({"seeds": 1}, "is no file of scores; write it with evaluate --json"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, values, said):
+    files = [scored(tmp_path, "b", [0, 1]), scored(tmp_path, "a", [0, 1], **values)]
+    with pytest.raises(SystemExit):
+        main([f"--scores={','.join(map(str, files))}"])
+    assert said in capsys.readouterr().err
