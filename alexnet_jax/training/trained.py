@@ -253,7 +253,7 @@ def load(
     if hub.is_address(os.fspath(folder)) or is_pretrained(Path(folder)):
         return from_pretrained(folder, devices=devices)
     place = Path(folder)
-    c = dataclasses.replace(workdir.read_config(place), devices=devices)
+    c = config.on_devices(workdir.read_config(place), devices)
     return open_without_records(c, place, step, records)
 
 
@@ -292,9 +292,9 @@ def open_trained(
     Raises:
       UserError: as `load`; or the records are missing or not the run's.
     """
-    c = workdir.read_config(folder)
+    c = config.on_devices(workdir.read_config(folder), devices)
     data = dataclasses.replace(c.data, records=records or c.data.records)
-    return open_run(dataclasses.replace(c, devices=devices, data=data), folder, step)
+    return open_run(dataclasses.replace(c, data=data), folder, step)
 
 
 def open_run(c: config.Config, folder: Path, step: Step) -> Net[Setup]:
