@@ -408,6 +408,14 @@ def parse(values: Mapping[str, Any]) -> Config:
         raise UserError(_message(error.errors())) from None
 
 
+def on_devices(config: Config, devices: int) -> Config:
+    """The config with another number of devices. Raises UserError if it is none."""
+    try:
+        return dataclasses.replace(config, devices=devices)
+    except pydantic.ValidationError as error:
+        raise UserError(_message(error.errors())) from None
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Dicts, lists, strings and numbers: the content of a workdir's ``config.json``."""
     return TypeAdapter(Config).dump_python(config, mode="json")

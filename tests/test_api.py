@@ -334,6 +334,13 @@ def test_what_is_no_path_is_one_line(where):
             opened(where)
 
 
+@pytest.mark.parametrize("devices", ["two", 0, 1.5, None])
+def test_a_wrong_number_of_devices_is_one_line(run, pretrained, devices):
+    for folder in (run, pretrained):
+        with pytest.raises(UserError, match=rf"^config\.devices={devices!r} must be .*$"):
+            alexnet_jax.load(folder, devices=devices)
+
+
 # --- commands -----------------------------------------------------------------------------------
 
 

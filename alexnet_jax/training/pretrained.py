@@ -143,7 +143,7 @@ def read_pretrained(folder: Path, devices: int) -> Pretrained:
         step, error = int(values["step"]), values["top1_error"]
     except (UserError, KeyError, TypeError, ValueError) as wrong:
         raise UserError(f"{folder / CONFIG} is of another version: {wrong}") from None
-    c = dataclasses.replace(parsed, devices=devices)
+    c = config.on_devices(parsed, devices)
     data = read_info(folder / DATA)
     setup = make_net_setup(c, data)
     check_memory(setup.network, c, training=False)

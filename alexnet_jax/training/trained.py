@@ -260,7 +260,7 @@ def load(
     a_name = place.name == text and not place.exists()
     if hub.is_address(text) or is_pretrained(place) or a_name:
         return from_pretrained(folder, devices=devices)
-    c = dataclasses.replace(workdir.read_config(place), devices=devices)
+    c = config.on_devices(workdir.read_config(place), devices)
     return open_without_records(c, place, step, records)
 
 
@@ -302,9 +302,9 @@ def open_trained(
     Raises:
       UserError: as `load`; or the records are missing or not the run's.
     """
-    c = workdir.read_config(folder)
+    c = config.on_devices(workdir.read_config(folder), devices)
     data = dataclasses.replace(c.data, records=records or c.data.records)
-    return open_run(dataclasses.replace(c, devices=devices, data=data), folder, step)
+    return open_run(dataclasses.replace(c, data=data), folder, step)
 
 
 def open_run(c: config.Config, folder: Path, step: Step) -> Net[Setup]:
