@@ -46,7 +46,7 @@ from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.tensors import read_tensors, to_bytes
-from alexnet_jax.training import trained
+from alexnet_jax.training import pretrained, trained
 from alexnet_jax.training.others import Kind, load_weights
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
@@ -108,7 +108,7 @@ def export_network(model: str | Path, file: Path, to: Format, step: trained.Step
 
 def _about(net: trained.Net) -> dict[str, str]:
     """What files say: the network, and what was done about dropout."""
-    about, model = {"network": repr(net)}, net.config.model
+    about, model = {"network": f"{pretrained.about(net.setup)}, step {net.step}"}, net.config.model
     if isinstance(model, config.AlexNet) and model.dropout:
         names, share = " and ".join(model.dropout_before), 1 - model.dropout
         about["dropout"] = f"{dropout_in('torch')}: kernels of {names} multiplied by {share:g}"
