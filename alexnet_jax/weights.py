@@ -12,6 +12,9 @@ classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6'
 torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
 
+The file also holds the mean image, as `mean`, and in its metadata whether the kernels are for
+dropout that is scaled in training, the config, the paddings and the names of the classes.
+
 `import` makes a workdir with a checkpoint of step 0, which main, evaluate and the others can use.
 With --from it reads the files of other programs, and needs no records: torchvision's `alexnet`
 (.pth, .safetensors), Caffe's `bvlc_alexnet`, `caffenet` and `cifar10_full` (.caffemodel), and these
@@ -19,6 +22,7 @@ two as ONNX graphs (`onnx`). MEAN is a .binaryproto, three numbers (red, green, 
 records. --config is of a network like theirs with, for example, other classes. See docs/weights.md.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -28,7 +32,14 @@ from absl import flags
 
 from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes
-from alexnet_jax.model.layouts import Layout, dropout_in, from_layout, to_layout
+from alexnet_jax.model.layouts import (
+    Layout,
+    dropout_in,
+    from_layout,
+    mean_to_layout,
+    paddings,
+    to_layout,
+)
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
@@ -37,8 +48,11 @@ from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.tensors import read_tensors, to_bytes
 from alexnet_jax.training import trained
 from alexnet_jax.training.others import Kind, load_weights
+from alexnet_jax.training.pretrained import without_places
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
+
+MEAN_IMAGE = "mean"  # its tensor in an exported file
 
 
 def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step) -> None:
@@ -51,11 +65,27 @@ def export_weights(folder: Path, file: Path, layout: Layout, step: trained.Step)
         raise UserError(f"{file} is there already; remove it or give another --file")
     net = trained.load(folder, step=step)
     tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
+    print(f"{len(tensors)} tensors of step {net.step} in {file}")
+    tensors |= {MEAN_IMAGE: mean_to_layout(net.setup.data.statistics.mean, layout)}
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as out:
-        about = {"layout": layout, "dropout": dropout_in(layout)}
-        out.write(to_bytes(tensors, about | {"step": str(net.step), "format": "np"}))
-    print(f"{len(tensors)} tensors of step {net.step} in {file}")
+        out.write(to_bytes(tensors, _about(net, layout)))
+
+
+def _about(net: trained.Net, layout: Layout) -> dict[str, str]:
+    """All that another program must know to use the tensors; lists and dicts as JSON."""
+    c = net.config
+    return {
+        "layout": layout,
+        "dropout": dropout_in(layout),
+        "format": "np",
+        "recipe": c.experiment.name,
+        "step": str(net.step),
+        "config": json.dumps(without_places(config.as_dict(c))),
+        "padding": json.dumps(paddings(net.setup.network, c.data.crop)),
+        "classes": json.dumps(net.classes),
+        "labels": json.dumps(net.labels),
+    }
 
 
 def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -> None:
@@ -69,6 +99,7 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
     tensors, about = read_tensors(file)
+    tensors.pop(MEAN_IMAGE, None)  # that of the records is subtracted
     try:
         params = from_layout(tensors, setup.network, layout, about)
     except UserError as error:
