@@ -13,6 +13,9 @@ classic  'conv2.kernel' [5, 5, 48, 256] and 'conv2.bias', as they lie here; fc6'
 torch    'conv2.weight' [256, 48, 5, 5] of Conv2d(groups=2); Linear over x.flatten(1), [256, 6, 6]
 caffe    'conv2.0', 'conv2.1': as torch's, but conv1 sees the colours as blue, green, red
 
+The file also holds the mean image, as `mean`, and in its metadata whether the kernels are for
+dropout that is scaled in training, the config, the paddings and the names of the classes.
+
 `export --to=onnx` writes the whole network as a graph (extra `onnx`), `--to=caffe` a .caffemodel,
 with the .prototxt of its layers and the .binaryproto of its mean image beside it. `--to=torch` is
 `--layout=torch`. MODEL is a workdir, a folder that `save` made, hf://OWNER/NAME, or the name of a
@@ -39,17 +42,27 @@ from alexnet_jax.data.info import info_bytes
 from alexnet_jax.export.caffe_files import caffe_files, mean_file
 from alexnet_jax.export.onnx_file import onnx_bytes
 from alexnet_jax.export.row import row_of
-from alexnet_jax.model.layouts import Layout, dropout_in, from_layout, to_layout
+from alexnet_jax.model.layouts import (
+    Layout,
+    dropout_in,
+    from_layout,
+    mean_to_layout,
+    paddings,
+    to_layout,
+)
 from alexnet_jax.optim import make_policy
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.checkpoint import Checkpoints
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import new_file
 from alexnet_jax.runtime.tensors import read_tensors, to_bytes
-from alexnet_jax.training import trained
+from alexnet_jax.training import pretrained, trained
 from alexnet_jax.training.others import Kind, load_weights
+from alexnet_jax.training.pretrained import without_places
 from alexnet_jax.training.setup import make_setup
 from alexnet_jax.training.state import init_state
+
+MEAN_IMAGE = "mean"  # its tensor in an exported file
 
 Format = Literal["onnx", "caffe"]
 """Of a whole network: its operations and its weights."""
@@ -65,11 +78,27 @@ def export_weights(model: str | Path, file: Path, layout: Layout, step: trained.
         raise UserError(f"{file} is there already; remove it or give another --file")
     net = trained.load(model, step=step)
     tensors = to_layout(jax.device_get(net.params), net.setup.network, layout)
+    print(f"{len(tensors)} tensors of step {net.step} in {file}")
+    tensors |= {MEAN_IMAGE: mean_to_layout(net.setup.data.statistics.mean, layout)}
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as out:
-        about = {"layout": layout, "dropout": dropout_in(layout)}
-        out.write(to_bytes(tensors, about | {"step": str(net.step), "format": "np"}))
-    print(f"{len(tensors)} tensors of step {net.step} in {file}")
+        out.write(to_bytes(tensors, _about(net, layout)))
+
+
+def _about(net: trained.Net, layout: Layout) -> dict[str, str]:
+    """All that another program must know to use the tensors; lists and dicts as JSON."""
+    c = net.config
+    return {
+        "layout": layout,
+        "dropout": dropout_in(layout),
+        "format": "np",
+        "recipe": c.experiment.name,
+        "step": str(net.step),
+        "config": json.dumps(without_places(config.as_dict(c))),
+        "padding": json.dumps(paddings(net.setup.network, c.data.crop)),
+        "classes": json.dumps(net.classes),
+        "labels": json.dumps(net.labels),
+    }
 
 
 def export_network(model: str | Path, file: Path, to: Format, step: trained.Step) -> None:
@@ -86,7 +115,7 @@ def export_network(model: str | Path, file: Path, to: Format, step: trained.Step
     if there := [one for one in files if one.exists()]:
         raise UserError(f"{there[0]} is there already; remove it or give another --file")
     net = trained.load(model, step=step)
-    about, mean = _about(net), np.asarray(net.setup.data.statistics.mean, np.float32)
+    about, mean = _in_words(net), np.asarray(net.setup.data.statistics.mean, np.float32)
     layout: Layout = "torch" if to == "onnx" else "caffe"
     row = row_of(net.config, net.setup.network, jax.device_get(net.params), layout)
     crop = net.config.data.crop
@@ -106,9 +135,9 @@ def export_network(model: str | Path, file: Path, to: Format, step: trained.Step
     print(f"{net} is in {', '.join(map(str, files))}")
 
 
-def _about(net: trained.Net) -> dict[str, str]:
+def _in_words(net: trained.Net) -> dict[str, str]:
     """What files say: the network, and what was done about dropout."""
-    about, model = {"network": repr(net)}, net.config.model
+    about, model = {"network": f"{pretrained.about(net.setup)}, step {net.step}"}, net.config.model
     if isinstance(model, config.AlexNet) and model.dropout:
         names, share = " and ".join(model.dropout_before), 1 - model.dropout
         about["dropout"] = f"{dropout_in('torch')}: kernels of {names} multiplied by {share:g}"
@@ -126,6 +155,7 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
     tensors, about = read_tensors(file)
+    tensors.pop(MEAN_IMAGE, None)  # that of the records is subtracted
     try:
         params = from_layout(tensors, setup.network, layout, about)
     except UserError as error:

@@ -195,3 +195,62 @@ def test_full_width(name, tmp_path):
     if hasattr(cv2.dnn, "readNetFromCaffe"):
         found = by_opencv(exported(net, tmp_path, "net.caffemodel", "caffe"), net, images)
         assert_same(found, net, images)
+
+
+def by_torch(name, c, tensors, images):
+    """The logits of PyTorch's functions with an exported file's tensors."""
+    torch = pytest.importorskip("torch")
+    f, t = torch.nn.functional, {key: torch.tensor(array) for key, array in tensors.items()}
+
+    def conv(x, layer, **how):
+        return f.conv2d(x, t[f"{layer}.weight"], t[f"{layer}.bias"], **how)
+
+    def dense(x, layer):
+        return f.linear(x, t[f"{layer}.weight"], t[f"{layer}.bias"])
+
+    def within(x, r):
+        squares = f.avg_pool2d(x**2, r.size, 1, r.size // 2) * r.size**2
+        return x / (r.k + r.alpha * squares) ** r.beta
+
+    x = torch.tensor(images.transpose(0, 3, 1, 2).copy())
+    if name == "cifar10:18":
+        far = {"ceil_mode": True}
+        x = within(f.max_pool2d(conv(x, "conv1", padding=2), 3, 2, **far).relu(), c.within_map)
+        x = within(f.avg_pool2d(conv(x, "conv2", padding=2).relu(), 3, 2, **far), c.within_map)
+        x = f.avg_pool2d(conv(x, "conv3", padding=2).relu(), 3, 2, **far)
+        return dense(x.flatten(1), "fc10").numpy()
+
+    def lrn(x):
+        if name == "torchvision":
+            return x
+        parts = x.chunk(2, 1) if name == "alexnet" else [x]
+        r = c.lrn
+        how = (r.size, r.alpha * r.size, r.beta, r.k)
+        return torch.cat([f.local_response_norm(part, *how) for part in parts], 1)
+
+    def pool(x):
+        return f.max_pool2d(x, 3, 2)
+
+    edges = {"alexnet": (0, 3, 0, 3), "torchvision": (2, 2, 2, 2)}.get(name, (0, 0, 0, 0))
+    groups = 1 if name == "torchvision" else 2
+    x = conv(f.pad(x, edges), "conv1", stride=4).relu()
+    x = lrn(pool(x)) if name == "caffenet" else pool(lrn(x))
+    x = conv(x, "conv2", padding=2, groups=groups).relu()
+    x = lrn(pool(x)) if name == "caffenet" else pool(lrn(x))
+    x = conv(x, "conv3", padding=1).relu()
+    x = conv(x, "conv4", padding=1, groups=groups).relu()
+    x = pool(conv(x, "conv5", padding=1, groups=groups).relu()).flatten(1)
+    return dense(dense(dense(x, "fc6").relu(), "fc7").relu(), "fc8").numpy()
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "bvlc_alexnet", "caffenet", "torchvision", "cifar10:18"]
+)
+def test_pytorchs_logits(name, tmp_path):
+    net = new_net(small(name))
+    net.save_pretrained(tmp_path / "net")
+    export_weights(tmp_path / "net", tmp_path / "a.safetensors", "torch", "newest")
+    images, mean = photos(net), net.setup.data.statistics.mean
+    seen = crops(net, images.astype(np.float32) - mean)
+    tensors, _ = read_tensors(tmp_path / "a.safetensors")
+    assert_same(by_torch(name, net.config.model, tensors, seen), net, images)

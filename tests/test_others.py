@@ -101,7 +101,6 @@ def test_torchvisions_own_network(tmp_path):
     for name in ("net.pth", "net.safetensors"):
         net = load_weights(tmp_path / name, "torchvision")
         difference = np.abs(net.logits(squares) - wanted).max() / np.abs(wanted).max()
-        print(name, difference)
         assert difference < 1e-5
 
 

@@ -1,13 +1,16 @@
 """Weights that went out and came in again, and the networks of others that they fit."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from alexnet_jax import weights
+from alexnet_jax import load_config, weights
+from alexnet_jax.data.info import DataInfo
+from alexnet_jax.data.layout import Statistics
 from alexnet_jax.evaluate import evaluate_together
 from alexnet_jax.model.layouts import LAYOUTS, layers_that_fit
 from alexnet_jax.runtime import workdir
@@ -15,10 +18,11 @@ from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.tensors import read_tensors
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
-from alexnet_jax.training.setup import make_network, make_setup
+from alexnet_jax.training.setup import make_net_setup, make_network, make_setup
 from alexnet_jax.training.state import load_layers
 from tests.conftest import make_config
 
+ROOT = Path(__file__).parents[1]
 SHORT = {"steps": 2, "batch": 32, "evaluate__batch": 32, "evaluate__ten_views_at_end": False}
 IMAGES = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32) * 50
 
@@ -206,6 +210,47 @@ def test_an_exported_file_says_when_dropout_is_scaled(records, tmp_path):
         file = tmp_path / f"{layout}.safetensors"
         weights.export_weights(tmp_path / "run", file, layout, "newest")
         assert read_tensors(file)[1]["dropout"] == f"scaled in {when}"
+
+
+def arrangement(name):
+    """A narrow net of ten classes with LRN that matters."""
+    c = load_config(name)
+    lrn = dataclasses.replace(c.model.lrn, alpha=0.01)
+    ten = {"width": 0.125, "classes": 10, "std": dict.fromkeys(c.model.std, 0.05), "lrn": lrn}
+    return dataclasses.replace(c, devices=1, model=dataclasses.replace(c.model, **ten))
+
+
+@pytest.mark.parametrize(
+    "name", ["alexnet", "alexnet_2012", "bvlc_alexnet", "caffenet", "torchvision"]
+)
+def test_the_client_in_docs_finds_our_logits_from_the_file_alone(name, tmp_path, monkeypatch):
+    """Trained layers are simulated: random, with biases and a mean image that are not constant."""
+    torch = pytest.importorskip("torch")
+    code = (
+        (ROOT / "docs" / "weights.md").read_text().partition("```python\n")[2].partition("```")[0]
+    )
+    assert code.count("\n") <= 60
+    program: dict = {}
+    exec(code, program)
+    rng, c = np.random.default_rng(0), arrangement(name)
+    mean = rng.uniform(90, 140, (256, 256, 3)).astype(np.float32)
+    info = DataInfo(
+        "hash", "folder:here", tuple("abcdefghij"), Statistics(mean, np.ones(3), np.eye(3))
+    )
+    setup = make_net_setup(c, info)
+    params = jax.tree.map(
+        lambda one: one + rng.normal(0, 0.02, one.shape).astype(np.float32), setup.network.init(0)
+    )
+    net = trained.Net(tmp_path, 0, setup, params)
+    monkeypatch.setattr(trained, "load", lambda *_, **__: net)
+    weights.export_weights(tmp_path, tmp_path / "mine.safetensors", "torch", "newest")
+    theirs = program["AlexNet"](tmp_path / "mine.safetensors").eval()
+    assert theirs.classes == list("abcdefghij")
+    images = rng.integers(0, 256, (2, 256, 256, 3), np.uint8)
+    with torch.no_grad():
+        found = theirs(torch.tensor(images.transpose(0, 3, 1, 2)).float()).numpy()
+    wanted = net.logits(images)
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_a_damaged_file_is_one_line(records, tmp_path):

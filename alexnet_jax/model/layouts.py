@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
+from alexnet_jax.model import ops
 from alexnet_jax.model.alexnet import AlexNet
-from alexnet_jax.model.layers import Axes
+from alexnet_jax.model.layers import Axes, Conv
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime.errors import UserError
 
@@ -88,6 +89,26 @@ def to_layout(params: Params, network: ShardedModel, layout: Layout) -> dict[str
             * _scale(network, layer, name, dropout_in(layout))
         )
         for tensor, (layer, name, axes) in _tensors(network, layout).items()
+    }
+
+
+def mean_to_layout(mean: np.ndarray, layout: Layout) -> np.ndarray:
+    """A mean image [size, size, 3] as a layout has images: [3, size, size], its colours first."""
+    if layout == "classic":
+        return mean
+    return mean.transpose(2, 0, 1)[:: -1 if LAYOUTS[layout].colours == "BGR" else 1]
+
+
+def paddings(network: ShardedModel, crop: int) -> dict[str, tuple[int, int]]:
+    """The zeros before and after a side of what each convolution sees, by layer."""
+    module = network.module()
+    layers = {name: getattr(module, name) for name in network.shapes}
+    return {
+        name: ops.conv_padding(crop, layer.kernel.axes["height"], layer.stride)
+        if layer.zeros is None
+        else (layer.zeros, layer.zeros)
+        for name, layer in layers.items()
+        if isinstance(layer, Conv)
     }
 
 

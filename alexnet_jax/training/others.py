@@ -91,7 +91,8 @@ def load_weights(
     c = config or packaged
     _check_config(c, packaged)
     if mean and is_prepared(mean):
-        c = replace(c, data=replace(c.data, records=mean))
+        manifest = open_records(mean).manifest
+        c = replace(c, data=replace(c.data, records=mean, format=manifest.format))
     network = make_network(c)
     info = _info(path, kind, c, mean, tensors.pop("mean", None))
     wanted = tuple(layers or c.model.names)
@@ -235,9 +236,11 @@ def _info(
 ) -> DataInfo:
     """The mean image and the names of the classes."""
     classes = CIFAR10 if kind == "cifar10_full" else tuple(sorted(imagenet_words()))
+    classes = classes if len(classes) == c.model.classes else ()  # of another training: unknown
     if mean and is_prepared(mean):
         info = info_of(open_records(mean))
-        if info.classes != classes:
+        known = not classes or info.classes == classes
+        if not known or len(info.classes) != c.model.classes:
             raise UserError(f"--mean={mean}: its records have other classes than {kind}")
         _check_size(info.statistics.mean, kind, c)
         return info

@@ -67,7 +67,7 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
         "version": version("alexnet-jax"),
         "step": held.step,
         "top1_error": held.error,
-        "config": _without_places(config.as_dict(setup.config)),
+        "config": without_places(config.as_dict(setup.config)),
     }
     data = dataclasses.replace(setup.data, source=_name(setup.data.source))
     contents = {
@@ -175,7 +175,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return values
 
 
-def _without_places(values: dict[str, Any]) -> dict[str, Any]:
+def without_places(values: dict[str, Any]) -> dict[str, Any]:
     """A config without the folders of the machine that it ran on."""
     data = values["data"] | {"records": "", "source": _name(values["data"]["source"])}
     return values | {"data": data, "init_from": os.path.basename(values["init_from"].rstrip("/"))}
