@@ -28,7 +28,10 @@ VARIANTS = {  # name: the ablation
     "no_decay": "no_decay",
     "full": "",
 }
-RATES = {"tanh": 1e-2}  # where the best of a sweep is not 0.01
+# Of 0.003 and 0.01 the better one after ten epochs (a tenth after seven, a hundredth after nine):
+# as_it_is had 33.7% and 36.1% validation error, seed 0.
+RATE = 3e-3
+RATES = {"full": 1e-2}
 
 NAMES = tuple(VARIANTS)
 
@@ -54,7 +57,7 @@ def get_config(name: str = "as_it_is") -> ConfigDict:
     if name != "full":
         _narrow(config)
 
-    rate = RATES.get(name, 1e-2)
+    rate = RATES.get(name, RATE)
     config.policy = alexnet_2012.as_noted(
         {"rate": rate}, {"epoch": 20, "rate": rate / 10}, {"epoch": 27, "rate": rate / 100}
     )
