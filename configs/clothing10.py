@@ -28,7 +28,10 @@ VARIANTS = {  # name: the ablation
     "no_decay": "no_decay",
     "full": "",
 }
-RATES = {"tanh": 1e-2}  # where the best of a sweep is not 0.01
+# Of 0.003 and 0.01 the better one after ten epochs (a tenth after seven, a hundredth after nine):
+# as_it_is had 33.7% and 36.1% validation error, seed 0.
+RATE = 3e-3
+RATES = {"full": 1e-2}
 
 NAMES = tuple(VARIANTS)
 
@@ -53,8 +56,14 @@ def get_config(name: str = "as_it_is") -> ConfigDict:
     config.model.classes = 10
     if name != "full":
         _narrow(config)
+    if name == "tanh":
+        # With the initial values for ReLU it had learnt nothing after four epochs (76.2% error, as
+        # who knows only the frequencies of the classes): conv1 gives -1 or 1 alone, and the biases
+        # of 1 lie where tanh is flat. So all sums begin with a standard deviation of about 1.
+        config.model.std.update(conv1=0.001, conv2=0.05)
+        config.model.bias.update(dict.fromkeys(config.model.bias, 0.0))
 
-    rate = RATES.get(name, 1e-2)
+    rate = RATES.get(name, RATE)
     config.policy = alexnet_2012.as_noted(
         {"rate": rate}, {"epoch": 20, "rate": rate / 10}, {"epoch": 27, "rate": rate / 100}
     )

@@ -51,12 +51,8 @@ from matplotlib.colors import PowerNorm
 
 import alexnet_jax
 from alexnet_jax.data.sources import open_source
-from alexnet_jax.figures.kernels import (
-    colourfulness,
-    draw_kernels,
-    draw_towers,
-    orientation_strength,
-)
+from alexnet_jax.figures.kernels import draw_kernels
+from alexnet_jax.figures.towers import colourfulness, draw_towers, orientation_strength
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.train import fit

@@ -30,8 +30,8 @@ def test_only_the_named_values_change(name):
 def test_on_photos_of_clothing_only_the_named_values_change_too(name):
     whole, c = (config.parse(clothing10.get_config(one)) for one in ("as_it_is", name))
     changed = set(config.differences(config.as_dict(whole), c))
-    if name in clothing10.RATES:
-        changed -= {"policy.phases"}
+    if name == "tanh":  # begins with other values, and may have another rate
+        changed -= {key for key in changed if key.startswith(("model.std", "model.bias", "policy"))}
     changes = ablations.ABLATIONS[clothing10.VARIANTS[name]].changes
     assert changed == changes.keys() - {"devices"}
     assert (c.experiment.name, c.experiment.against) == (

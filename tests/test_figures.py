@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.figures import figure1, kernels
+from alexnet_jax.figures import figure1, kernels, towers
 from alexnet_jax.figures.__main__ import FIGURES, main
 from alexnet_jax.figures.figure4 import draw_neighbours
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
@@ -98,14 +98,14 @@ def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
         figure1.training_errors(folder)
 
 
-@pytest.mark.parametrize("towers", [1, 2])
-def test_each_kernel_has_its_place_in_the_mosaic(towers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_kernel_has_its_place_in_the_mosaic(count):
     weights = np.zeros((3, 3, 3, 8), np.float32)
     for number in range(8):
         weights[0, 0, 0, number] = number + 1  # red in the corner: the largest, so 1
         weights[2, 2, 2, number] = -(number + 1) / 2
-    mosaic = kernels.kernel_mosaic(weights, towers, columns=2)
-    rows = [1, 5, 9, 13] if towers == 1 else [1, 5, 13, 17]
+    mosaic = kernels.kernel_mosaic(weights, count, columns=2)
+    rows = [1, 5, 9, 13] if count == 1 else [1, 5, 13, 17]
     for number in range(8):
         y, x = rows[number // 2], 1 + 4 * (number % 2)
         np.testing.assert_allclose(mosaic[y, x], [1, 0.5, 0.5])
@@ -124,7 +124,7 @@ def test_colour_is_what_the_three_colours_do_not_share():
     red_against_green[..., 0], red_against_green[..., 1] = 1, -1
     red = np.zeros((4, 4, 3))
     red[..., 0] = 1  # (2/3)^2 + 2 (1/3)^2 = 2/3 of its energy
-    found = kernels.colourfulness(np.stack([grey, red_against_green, red], axis=-1))
+    found = towers.colourfulness(np.stack([grey, red_against_green, red], axis=-1))
     np.testing.assert_allclose(found, [0, 1, 2 / 3], atol=1e-12)
 
 
@@ -134,7 +134,7 @@ def test_a_grating_is_oriented_and_a_round_spot_is_not():
     aslant = np.cos(2 * np.pi * (3 * x + 3 * y) / 16)
     spot = np.exp(-((x - 7.5) ** 2 + (y - 7.5) ** 2) / 8)
     shown = np.stack([upright, aslant, spot, 0 * x], axis=-1)
-    found = kernels.orientation_strength(np.repeat(shown[:, :, None], 3, axis=2))
+    found = towers.orientation_strength(np.repeat(shown[:, :, None], 3, axis=2))
     np.testing.assert_allclose(found, [1, 1, 0, 0], atol=1e-9)
 
 
@@ -142,15 +142,15 @@ def measures(name, crossing, apart):
     """A run of two towers with 12 kernels each, whose colours differ by `apart`."""
     rng = np.random.default_rng(len(name))
     values = [rng.uniform(0.2, 0.4, 12) for _ in range(4)]
-    return kernels.Measures(name, 9, crossing, [values[0], values[1] + apart], values[2:])
+    return towers.Measures(name, 9, crossing, [values[0], values[1] + apart], values[2:])
 
 
 def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
     """Runs that meet have the same colours in both towers, those that do not differ by 0.3."""
     made = {f"meet{n}": measures(f"meet{n}" + "x" * n, True, 0) for n in range(5)}
     made |= {f"apart{n}": measures(f"apart{n}" + "x" * n, False, 0.3) for n in range(5)}
-    monkeypatch.setattr(kernels, "measure", lambda folder: made[folder.name])
-    table, lines = kernels.towers_table([Path(name) for name in made]).split("\n\n")
+    monkeypatch.setattr(towers, "measure", lambda folder: made[folder.name])
+    table, lines = towers.towers_table([Path(name) for name in made]).split("\n\n")
     found = rows(table)
     assert [row["meet at layer 3"] for row in found] == ["yes"] * 5 + ["no"] * 5
     for row, one in zip(found, made.values(), strict=True):
@@ -169,7 +169,7 @@ def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
 def test_a_permutation_test_counts_all_deals():
     """Of the 20 ways to deal 6 numbers to two threes, 2 are as far apart as here."""
     a, b = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
-    p = kernels.permutation_p(kernels._apart, a, b, "greater")
+    p = towers.permutation_p(towers._apart, a, b, "greater")
     assert p == pytest.approx(2 / 20)
 
 
@@ -250,6 +250,13 @@ def test_the_kernels_are_the_checkpoints(run):
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(shown, kernels.kernel_mosaic(weights, 2), atol=1e-6)
     assert "tower A above, tower B below" in figure.axes[0].get_title()
+
+
+def test_what_is_kept_of_a_run_gives_the_same_figures(run, tmp_path):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    kernels.keep_kernels(run, tmp_path)
+    for ours, theirs in zip(kernels.first_layer(tmp_path), kernels.first_layer(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

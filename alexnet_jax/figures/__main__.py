@@ -30,10 +30,11 @@ from alexnet_jax.figures.curves import draw_curves
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
-from alexnet_jax.figures.kernels import draw_kernels, draw_towers, towers_table
+from alexnet_jax.figures.kernels import draw_kernels
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
+from alexnet_jax.figures.towers import draw_towers, towers_table
 from alexnet_jax.runtime import cli, host
 from alexnet_jax.runtime.errors import UserError
 
