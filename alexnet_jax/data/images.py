@@ -2,9 +2,7 @@
 
 import io
 import os
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -67,11 +65,13 @@ def _fault(data: bytes) -> str:
     """Why no image could be decoded, in the words of all commands."""
     if not data:
         return "is empty"
-    with warnings.catch_warnings(), suppress(PIL.UnidentifiedImageError):
-        warnings.simplefilter("ignore")  # of too many pixels: none is decoded
-        PIL.Image.open(io.BytesIO(data))
-        return "cannot be decoded: it is damaged, or of a kind that is not read"
-    return "is not an image (JPEG, PNG, ...)"
+    try:
+        PIL.Image.open(io.BytesIO(data))  # reads no pixels
+    except PIL.UnidentifiedImageError:
+        return "is not an image (JPEG, PNG, ...)"
+    except Exception:  # a damaged file may make it raise anything
+        pass
+    return "cannot be decoded: it is damaged, or of a kind that is not read"
 
 
 def centre_square(

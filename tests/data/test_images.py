@@ -129,6 +129,10 @@ def test_decompression_bombs():
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 20_000, 20_000)
     with pytest.raises(ValueError, match=r"20000x20000 pixels are more than 2\^28"):
         images.decode(bytes(jpeg))
+    # A width of -5, which PIL takes for 2^32 - 5.
+    head = struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, -5, 5, 1, 24, *[0] * 6)
+    with pytest.raises(ValueError, match="cannot be decoded: it is damaged, or of a kind"):
+        images.decode(b"BM" + head)
 
 
 def by_pillow(image: np.ndarray, size: int, kernel) -> np.ndarray:
