@@ -19,6 +19,7 @@ from alexnet_jax.main import main
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.caffe import CLASSES, read_caffemodel
+from alexnet_jax.runtime.metrics import read_metrics
 from alexnet_jax.runtime.tensors import read_tensors
 from tests.conftest import SHARED, photos
 
@@ -212,6 +213,37 @@ def test_what_a_file_of_another_network_lacks_is_named(tmp_path):
     assert "pools and normalizes as caffenet" in said(between=("pool1", "norm1"))
     assert "pools and normalizes as bvlc_alexnet" in said(None, "caffenet", ("norm1", "pool1"))
     assert "config.model.lrn_over_towers is False" in said(lrn_over_towers=False)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_workdir_of_others_weights(records, tmp_path):
+    """By the command, with some layers; a tower on each of two devices gives the losses of one."""
+    file, run, losses = tmp_path / "net.caffemodel", tmp_path / "run", []
+    write_caffemodel(file, random_weights(NARROW), "layers")
+    small = ["data.size=72", "data.crop=67", "data.format=raw", "data.random_crop=False"]
+    small += ["model.width=0.125", "model.classes=10", "batch=16", "evaluate.batch=32"]
+    small += [f"data.records={records}", "steps=2", "log.every=1", "policy.rate=0.001"]
+    options = ["--config=bvlc_alexnet", *(f"--config.{value}" for value in small)]
+    given = [f"--file={file}", f"--mean={records}", f"--workdir={run}"]
+    layers = [f"conv{number}" for number in range(1, 6)]
+    from_ = ["--from=bvlc_alexnet", f"--layers={','.join(layers)}"]
+    command.main(["import", *from_, *given, *options])
+    kept = alexnet_jax.load(run)
+    assert len(kept.top5(photos(72)[0])) == 5
+    assert kept.classes == open_records(records).manifest.classes
+    for devices in (1, 2):
+        on = tmp_path / f"on{devices}"
+        more = [f"--config.init_from={run}", f"--config.devices={devices}", f"--workdir={on}"]
+        more += ["--config.evaluate.ten_views_at_end=False"]
+        main([*options, *more])
+        losses.append([line["train/loss"] for line in read_metrics(on) if "train/loss" in line])
+        kept = alexnet_jax.load(on, devices=devices)
+        kept.save_pretrained(tmp_path / f"mine{devices}")
+        again = alexnet_jax.from_pretrained(tmp_path / f"mine{devices}", devices=devices)
+        squares = photos(72)
+        np.testing.assert_array_equal(again.logits(squares), kept.logits(squares))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(losses[0]) == 2
 
 
 # --- ONNX: at full size, against onnxruntime ----------------------------------------------------
