@@ -20,7 +20,7 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.caffe import CLASSES, read_caffemodel
 from alexnet_jax.runtime.metrics import read_metrics
-from alexnet_jax.runtime.tensors import read_tensors
+from alexnet_jax.runtime.tensors import read_tensors, to_bytes
 from tests.conftest import SHARED, photos
 
 torch = pytest.importorskip("torch")
@@ -195,6 +195,41 @@ def test_caffes_logits(kind, generation, towers, tmp_path):
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
     with pytest.raises(UserError, match="needs the mean"):
         load_weights(file, kind, config=c)
+
+
+def test_the_mean_image_of_a_binaryproto_and_of_three_numbers(tmp_path):
+    """Caffe's is [1, 3, height, width], blue, green, red; the numbers are red, green, blue."""
+    image = np.random.default_rng(0).uniform(90, 140, (3, 256, 256)).astype("<f4")
+    blob = CLASSES["Blob"](num=1, channels=3, height=256, width=256, data=[image.tobytes()])
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    file, c = tmp_path / "net.caffemodel", narrow("bvlc_alexnet")
+    write_caffemodel(file, random_weights(NARROW), "layer")
+
+    def mean(given):
+        loaded = load_weights(file, "bvlc_alexnet", mean=given, config=c)
+        return np.asarray(loaded.setup.normalization["mean"])
+
+    np.testing.assert_array_equal(mean(str(tmp_path / "mean.binaryproto"))[..., 2], image[0])
+    np.testing.assert_array_equal(mean("120,110,100")[7, 9], [120, 110, 100])
+    for given in ("120,110", "a,b,c", "nothing"):
+        with pytest.raises(UserError, match=r"give a \.binaryproto, or three numbers"):
+            mean(given)
+    with pytest.raises(UserError, match="there is no file"):
+        mean("no.binaryproto")
+    blob.channels, blob.height = 1, 768
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    with pytest.raises(UserError, match=r"a mean image is \[3, height, width\]"):
+        mean(str(tmp_path / "mean.binaryproto"))
+
+
+def test_a_file_of_our_own_export_is_not_taken_for_theirs(tmp_path):
+    file = tmp_path / "ours.safetensors"
+    file.write_bytes(to_bytes({"conv1.weight": np.zeros(3)}, {"layout": "torch"}))
+    with pytest.raises(UserError, match=r"`weights export`: import it with --layout=torch"):
+        load_weights(file, "bvlc_alexnet", mean="120,110,100")
+    file.write_bytes(to_bytes({"a": np.zeros(3)}, {}))
+    with pytest.raises(UserError, match="give no --mean"):
+        load_weights(file, "torchvision", mean="120,110,100")
 
 
 def test_what_a_file_of_another_network_lacks_is_named(tmp_path):
