@@ -58,7 +58,10 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch):
         ([], "error: --config is missing"),
         ([TINY], "error: --workdir is missing: give it, as --workdir=runs/tiny"),
         (["--config=configs/none.py"], "there is no config configs/none.py; give a file, or one"),
-        (["--config=tinny"], "one of ablations, alexnet, alexnet_2012, cifar10, finetune, run_"),
+        (
+            ["--config=tinny"],
+            "one of ablations, alexnet, alexnet_2012, bvlc_alexnet, caffenet, cifar10, finet",
+        ),
         (["--config=README.md"], "README.md cannot be loaded: SyntaxError"),
         (["--config=configs/__init__.py"], "cannot be loaded: KeyError: 'get_config'"),
         (["--config=configs/cifar10.py:19"], "has no net '19'; there are relu, tanh, sigmoid, 26"),
