@@ -110,7 +110,7 @@ def test_another_shape_or_a_pickle_is_one_line(theirs, tmp_path):
     with pytest.raises(UserError, match=r"features.0 is \[8, 3, 11, 11\], torchvision has \[64"):
         load_weights(tmp_path / "net.pth", "torchvision")
     torch.save(theirs, tmp_path / "code.pth")
-    with pytest.raises(UserError, match="cannot be read as tensors"):
+    with pytest.raises(UserError, match=r"cannot be read as tensors .* no code in it was run"):
         load_weights(tmp_path / "code.pth", "torchvision")
 
 
