@@ -105,13 +105,21 @@ def test_torchvisions_own_network(tmp_path):
         assert difference < 1e-5
 
 
-def test_another_shape_or_a_pickle_is_one_line(theirs, tmp_path):
+def test_another_shape_is_one_line(theirs, tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"features.0 is \[8, 3, 11, 11\], torchvision has \[64"):
         load_weights(tmp_path / "net.pth", "torchvision")
-    torch.save(theirs, tmp_path / "code.pth")
+
+
+def test_no_pickle_is_run(tmp_path):
+    class Touches:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    torch.save({"features.0.weight": Touches()}, tmp_path / "code.pth")
     with pytest.raises(UserError, match=r"cannot be read as tensors .* no code in it was run"):
         load_weights(tmp_path / "code.pth", "torchvision")
+    assert not (tmp_path / "run").exists()
 
 
 GENERATIONS = ("layer", "layers", "layers of 2013")

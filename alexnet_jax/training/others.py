@@ -169,8 +169,8 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be read as tensors of PyTorch: it is damaged, or holds other things than "
-            f"the tensors of a state_dict; no code in it was run"
+            f"{path} cannot be read as tensors of PyTorch: it is damaged, or holds other things "
+            f"than a state_dict; no code in it was run"
         ) from error
 
 
