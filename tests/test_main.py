@@ -70,7 +70,7 @@ def fails_in_one_line(run, arguments, said, capsys, monkeypatch, *, first=True):
         (["--config=configs/none.py"], "there is no config configs/none.py; give a file, or one"),
         (
             ["--config=tinny"],
-            "one of ablations, alexnet, alexnet_2012, cifar10, clothing10, finetune, run_",
+            "one of ablations, alexnet, alexnet_2012, bvlc_alexnet, caffenet, cifar10, cloth",
         ),
         (["--config=README.md"], "README.md cannot be loaded: SyntaxError"),
         (["--config=configs/__init__.py"], "cannot be loaded: KeyError: 'get_config'"),

@@ -19,7 +19,8 @@ from alexnet_jax.main import main
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.caffe import CLASSES, read_caffemodel
-from alexnet_jax.runtime.tensors import read_tensors
+from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.runtime.tensors import read_tensors, to_bytes
 from tests.conftest import SHARED, photos
 
 torch = pytest.importorskip("torch")
@@ -104,13 +105,21 @@ def test_torchvisions_own_network(tmp_path):
         assert difference < 1e-5
 
 
-def test_another_shape_or_a_pickle_is_one_line(theirs, tmp_path):
+def test_another_shape_is_one_line(theirs, tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=r"features.0 is \[8, 3, 11, 11\], torchvision has \[64"):
         load_weights(tmp_path / "net.pth", "torchvision")
-    torch.save(theirs, tmp_path / "code.pth")
-    with pytest.raises(UserError, match="cannot be read as tensors"):
+
+
+def test_no_pickle_is_run(tmp_path):
+    class Touches:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    torch.save({"features.0.weight": Touches()}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match=r"cannot be read as tensors .* no code in it was run"):
         load_weights(tmp_path / "code.pth", "torchvision")
+    assert not (tmp_path / "run").exists()
 
 
 GENERATIONS = ("layer", "layers", "layers of 2013")
@@ -196,6 +205,41 @@ def test_caffes_logits(kind, generation, towers, tmp_path):
         load_weights(file, kind, config=c)
 
 
+def test_the_mean_image_of_a_binaryproto_and_of_three_numbers(tmp_path):
+    """Caffe's is [1, 3, height, width], blue, green, red; the numbers are red, green, blue."""
+    image = np.random.default_rng(0).uniform(90, 140, (3, 256, 256)).astype("<f4")
+    blob = CLASSES["Blob"](num=1, channels=3, height=256, width=256, data=[image.tobytes()])
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    file, c = tmp_path / "net.caffemodel", narrow("bvlc_alexnet")
+    write_caffemodel(file, random_weights(NARROW), "layer")
+
+    def mean(given):
+        loaded = load_weights(file, "bvlc_alexnet", mean=given, config=c)
+        return np.asarray(loaded.setup.normalization["mean"])
+
+    np.testing.assert_array_equal(mean(str(tmp_path / "mean.binaryproto"))[..., 2], image[0])
+    np.testing.assert_array_equal(mean("120,110,100")[7, 9], [120, 110, 100])
+    for given in ("120,110", "a,b,c", "nothing"):
+        with pytest.raises(UserError, match=r"give a \.binaryproto, or three numbers"):
+            mean(given)
+    with pytest.raises(UserError, match="there is no file"):
+        mean("no.binaryproto")
+    blob.channels, blob.height = 1, 768
+    (tmp_path / "mean.binaryproto").write_bytes(blob.SerializeToString())
+    with pytest.raises(UserError, match=r"a mean image is \[3, height, width\]"):
+        mean(str(tmp_path / "mean.binaryproto"))
+
+
+def test_a_file_of_our_own_export_is_not_taken_for_theirs(tmp_path):
+    file = tmp_path / "ours.safetensors"
+    file.write_bytes(to_bytes({"conv1.weight": np.zeros(3)}, {"layout": "torch"}))
+    with pytest.raises(UserError, match=r"`weights export`: import it with --layout=torch"):
+        load_weights(file, "bvlc_alexnet", mean="120,110,100")
+    file.write_bytes(to_bytes({"a": np.zeros(3)}, {}))
+    with pytest.raises(UserError, match="give no --mean"):
+        load_weights(file, "torchvision", mean="120,110,100")
+
+
 def test_what_a_file_of_another_network_lacks_is_named(tmp_path):
     def said(shapes=None, kind="bvlc_alexnet", between=(), **values):
         file = tmp_path / "net.caffemodel"
@@ -212,6 +256,37 @@ def test_what_a_file_of_another_network_lacks_is_named(tmp_path):
     assert "pools and normalizes as caffenet" in said(between=("pool1", "norm1"))
     assert "pools and normalizes as bvlc_alexnet" in said(None, "caffenet", ("norm1", "pool1"))
     assert "config.model.lrn_over_towers is False" in said(lrn_over_towers=False)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_workdir_of_others_weights(records, tmp_path):
+    """By the command, with some layers; a tower on each of two devices gives the losses of one."""
+    file, run, losses = tmp_path / "net.caffemodel", tmp_path / "run", []
+    write_caffemodel(file, random_weights(NARROW), "layers")
+    small = ["data.size=72", "data.crop=67", "data.format=raw", "data.random_crop=False"]
+    small += ["model.width=0.125", "model.classes=10", "batch=16", "evaluate.batch=32"]
+    small += [f"data.records={records}", "steps=2", "log.every=1", "policy.rate=0.001"]
+    options = ["--config=bvlc_alexnet", *(f"--config.{value}" for value in small)]
+    given = [f"--file={file}", f"--mean={records}", f"--workdir={run}"]
+    layers = [f"conv{number}" for number in range(1, 6)]
+    from_ = ["--from=bvlc_alexnet", f"--layers={','.join(layers)}"]
+    command.main(["import", *from_, *given, *options])
+    kept = alexnet_jax.load(run)
+    assert len(kept.top5(photos(72)[0])) == 5
+    assert kept.classes == open_records(records).manifest.classes
+    for devices in (1, 2):
+        on = tmp_path / f"on{devices}"
+        more = [f"--config.init_from={run}", f"--config.devices={devices}", f"--workdir={on}"]
+        more += ["--config.evaluate.ten_views_at_end=False"]
+        main([*options, *more])
+        losses.append([line["train/loss"] for line in read_metrics(on) if "train/loss" in line])
+        kept = alexnet_jax.load(on, devices=devices)
+        kept.save_pretrained(tmp_path / f"mine{devices}")
+        again = alexnet_jax.from_pretrained(tmp_path / f"mine{devices}", devices=devices)
+        squares = photos(72)
+        np.testing.assert_array_equal(again.logits(squares), kept.logits(squares))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(losses[0]) == 2
 
 
 # --- ONNX: at full size, against onnxruntime ----------------------------------------------------

@@ -168,8 +168,10 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
-        line = str(error).partition("\n")[0]
-        raise UserError(f"{path} cannot be read as tensors of PyTorch ({line})") from error
+        raise UserError(
+            f"{path} cannot be read as tensors of PyTorch: it is damaged, or holds other things "
+            f"than a state_dict; no code in it was run"
+        ) from error
 
 
 def _layer(
