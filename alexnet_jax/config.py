@@ -30,6 +30,9 @@ Activation = Literal["relu", "tanh", "sigmoid"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
+Resize = Literal["area", "bilinear", "squeeze"]
+"""How an image becomes a square, see `data.images.square`."""
+
 CHANGEABLE = (
     *("experiment.", "evaluate.", "log."),
     *("devices", "towers_apart", "forms", "profile", "deterministic"),
@@ -41,7 +44,7 @@ CHANGEABLE = (
 ADDED: Mapping[str, Any] = {
     "forms": "default",
     "profile": "",
-    "data": {"order": "random", "chunk": 1},
+    "data": {"resize": "area", "order": "random", "chunk": 1},
     "model": {  # only AlexNet has them
         "pool_over_edges": False,
         "padding": {},
@@ -90,6 +93,7 @@ class Data:
     records: str  # the folder that `prepare --out` writes; "": a folder in records/, see origin.py
     size: PositiveInt  # side of the recorded images, pixels
     format: Literal["jpeg", "raw"]
+    resize: Resize  # how images became squares: the paper's way, torchvision's, or Caffe's
     validation: str  # the split that is scored after each epoch
     crop: PositiveInt  # side of the network's input, pixels
     random_crop: bool  # cut training crops at random places; False: at the centre

@@ -96,7 +96,7 @@ def _split_of(net: trained.Net, path: Path) -> Split:
     if not is_prepared(path):
         if not path.is_dir():
             raise UserError(f"--on={path}: there is no such folder")
-        split = labelled_folder(path, classes, data.size)
+        split = labelled_folder(path, classes, data.size, resize=data.resize)
         missing = len(classes) - len(set(split.labels.tolist()))
         if missing:
             say(f"{path}: {missing} of the network's {len(classes)} classes have no images there")

@@ -118,7 +118,7 @@ def _prepare(data: config.Data) -> None:
     """Makes the records if they are not there and the config says of what; raises as `prepare`."""
     if _lacks_records(data):
         say(f"making records in {data.records}")
-        prepare(data.source, data.records, size=data.size, format=data.format)
+        prepare(data.source, data.records, size=data.size, format=data.format, resize=data.resize)
 
 
 def _lacks_records(data: config.Data) -> bool:

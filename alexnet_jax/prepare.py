@@ -18,6 +18,7 @@ from typing import cast, get_args
 import cv2
 from absl import flags
 
+from alexnet_jax.config import Resize
 from alexnet_jax.data import cores, images, layout, records, shards, sources
 from alexnet_jax.runtime import cli, host, workdir
 from alexnet_jax.runtime.errors import UserError
@@ -31,6 +32,9 @@ SOURCE = flags.DEFINE_string("source", None, f"Where the images are: {sources.KI
 OUT = flags.DEFINE_string("out", None, "The folder to write; nothing else is written.", OPTIONS)
 SIZE = flags.DEFINE_integer("size", 256, "Side of the images, pixels.", flag_values=OPTIONS)
 FORMAT = flags.DEFINE_enum("format", "jpeg", get_args(layout.Format), "Of the records.", OPTIONS)
+RESIZE = flags.DEFINE_enum(
+    "resize", "area", get_args(Resize), "The paper's way, torchvision's, or Caffe's.", OPTIONS
+)
 SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Leave out images that cannot be decoded.", OPTIONS)
 VERIFY = flags.DEFINE_bool("verify", False, "Read all records again and check them.", OPTIONS)
 THREADS = flags.DEFINE_integer("threads", 0, "0: one for each core.", flag_values=OPTIONS)
@@ -42,18 +46,21 @@ def prepare(
     *,
     size: int = 256,
     format: layout.Format = "jpeg",  # noqa: A002
+    resize: Resize = "area",
     skip_bad: bool = False,
     threads: int = 0,
 ) -> layout.Manifest:
     """Writes the records of `source` to the folder `out`, or resumes writing them.
 
-    The result depends on source, size, format and skip_bad alone: not on threads or interruptions.
+    The result depends on source, size, format, resize and skip_bad alone: not on threads or
+    interruptions.
 
     Args:
       source: see `sources.open_source`.
       out: a new folder, or the folder of an interrupted run.
       size: side of the images, pixels.
       format: 'jpeg' or 'raw'.
+      resize: how an image becomes a square, see `images.square`.
       skip_bad: leave out images that cannot be decoded, and list them in the manifest.
       threads: that read and write; 0: one for each core.
 
@@ -66,7 +73,7 @@ def prepare(
         shards stay, so the same call resumes.
       OSError: a file cannot be read or written; the same holds.
     """
-    folder, options = Path(out), layout.PrepareOptions(source, size, format)
+    folder, options = Path(out), layout.PrepareOptions(source, size, format, resize)
     if size < 1 or threads < 0:
         raise UserError(f"--size={size} must be at least 1, and --threads={threads} at least 0")
     _check_size(size, threads)
@@ -81,7 +88,7 @@ def prepare(
     with _hold(folder):
         if records.is_prepared(folder):  # by another process, since we looked
             (folder / layout.LOCK).unlink(missing_ok=True)
-            return prepare(source, out, size=size, format=format)
+            return prepare(source, out, size=size, format=format, resize=resize)
         layout.begin(folder, options, _fingerprint(opened))
         made = {
             name: _write_split(folder, name, opened, options, skip_bad=skip_bad, threads=threads)
@@ -120,6 +127,7 @@ def _run(arguments: Sequence[str]) -> None:
         out,
         size=SIZE.value,
         format=cast(layout.Format, FORMAT.value),
+        resize=cast(Resize, RESIZE.value),
         skip_bad=SKIP_BAD.value,
         threads=THREADS.value,
     )
@@ -209,7 +217,7 @@ def _write_split(
         for index in part:
             if stop.is_set():
                 raise CancelledError
-            yield _read(split, index, len(source.classes), options.size, skip_bad)
+            yield _read(split, index, len(source.classes), options, skip_bad)
             with lock:
                 bar.update()
 
@@ -224,7 +232,11 @@ def _write_split(
 
 
 def _read(
-    split: sources.SourceSplit, index: int, classes: int, size: int, skip_bad: bool
+    split: sources.SourceSplit,
+    index: int,
+    classes: int,
+    options: layout.PrepareOptions,
+    skip_bad: bool,
 ) -> shards.LabelledImage | str:
     """An image of the records and its label, or why it is left out.
 
@@ -245,7 +257,7 @@ def _read(
             f"{split.name(index)} has label {label}; "
             f"the {classes} classes are 0 to {classes - 1}: the source is damaged"
         )
-    return images.centre_square(image, size), label
+    return images.square(image, options.size, options.resize), label
 
 
 def _bad_image(problem: str) -> UserError:

@@ -57,7 +57,7 @@ def write_submission(
     write_text(part, "\n".join([about, *lines, ""]))
     numbers, setup = np.asarray(ids), net.setup
     if len(lines) < images.count:
-        rest = rest_of(images, len(lines), setup.config.data.size)
+        rest = rest_of(images, len(lines), setup.config.data.size, setup.config.data.resize)
         batches = setup.evaluator.log_probs_by_batch(
             net.params, rest, views=views, what=f"labels for {file}"
         )

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     data.source = "ilsvrc2012:PATH"
     data.records = "records/imagenet2012"
     data.size = 256
+    data.resize = "area"
     data.format = "jpeg"
     data.validation = "validation"
     data.crop = 224

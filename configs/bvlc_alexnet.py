@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
 
     # Windows of 11 pixels, 4 apart, fit 227 pixels without padding.
     config.data.crop = 227
+    config.data.resize = "squeeze"
     config.data.lighting.sigma = 0.0
 
     # LRN over the maps of both towers. Caffe divides its alpha, 1e-4, by the 5 maps of the window.

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.experiment.paper = ""
     config.devices = 1
 
+    config.data.resize = "bilinear"
     config.data.lighting.sigma = 0.0
 
     config.model.towers = 1

@@ -272,6 +272,7 @@ def test_records_that_are_not_the_configs_are_refused(records, tmp_path):
     for values, said in (
         ({"data__format": "jpeg"}, "have format raw, the config says jpeg"),
         ({"data__size": 80}, "have size 72, the config says 80"),
+        ({"data__resize": "squeeze"}, "have resize area, the config says squeeze"),
         ({"model__classes": 5}, "have 10 classes, the network has 5"),
         ({"data__validation": "test"}, "test"),
         ({"data__records": str(tmp_path / "none")}, "prepare"),

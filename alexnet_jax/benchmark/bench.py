@@ -57,7 +57,9 @@ def with_records(c: Config, folder: Path) -> Config:
     data = c.data
     if not is_prepared(data.records):
         records = folder / "records"
-        prepare(f"generated:{IMAGES}", records, size=data.size, format=data.format)
+        prepare(
+            f"generated:{IMAGES}", records, size=data.size, format=data.format, resize=data.resize
+        )
         data = dataclasses.replace(data, records=str(records), validation="validation")
     return dataclasses.replace(c, data=data)
 

@@ -13,6 +13,7 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
+from alexnet_jax.config import Resize
 from alexnet_jax.runtime.errors import UserError
 
 ImageFile = str | os.PathLike[str] | bytes | PIL.Image.Image
@@ -74,6 +75,37 @@ def _fault(data: bytes) -> str:
     return "cannot be decoded: it is damaged, or of a kind that is not read"
 
 
+def square(
+    image: UInt8[np.ndarray, "height width 3"], size: int, resize: Resize
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """`image` as a square of `size` pixels, in one of three ways.
+
+    area      the paper's: `centre_square`
+    bilinear  torchvision's Resize(size) and centre crop: the shorter side is rescaled to `size` by
+              Pillow's bilinear filter, which averages where it shrinks
+    squeeze   that of Caffe's tools: the whole image, rescaled to size x size by OpenCV's bilinear
+              filter of four pixels
+
+    Args:
+      image: uint8 [height, width, 3].
+      size: pixels.
+      resize: which.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    if resize == "area":
+        return centre_square(image, size)
+    if resize == "squeeze":
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    image = _without_ends(image)
+    side = min(image.shape[:2])
+    height, width = (size * n // side for n in image.shape[:2])
+    scaled = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BILINEAR)
+    top, left = (round((n - size) / 2) for n in (height, width))  # halves to the even number
+    return np.asarray(scaled)[top : top + size, left : left + size]
+
+
 def centre_square(
     image: UInt8[np.ndarray, "height width 3"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
@@ -93,9 +125,7 @@ def centre_square(
     Returns:
       uint8 [size, size, 3].
     """
-    side = min(image.shape[:2])
-    # As much from both ends, an even number of pixels in all.
-    image = _middle(image, *(min(n, LONGEST * side + n % 2) for n in image.shape[:2]))
+    image, side = _without_ends(image), min(image.shape[:2])
     if side != size:
         height, width = (int(size / side * n + 0.5) for n in image.shape[:2])
         kernel = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
@@ -139,12 +169,15 @@ def _kind(image: object, array: np.ndarray) -> str:
     return f"{array.dtype} {shape}" if hasattr(image, "shape") else type(image).__name__
 
 
-def read_images(images: Images, size: int) -> UInt8[np.ndarray, "n size size 3"]:
-    """The `centre_square` of each image, as `prepare` makes the records.
+def read_images(
+    images: Images, size: int, resize: Resize = "area"
+) -> UInt8[np.ndarray, "n size size 3"]:
+    """Each image as a `square`, as `prepare` makes the records.
 
     Args:
       images: one or several.
       size: pixels.
+      resize: see `square`.
 
     Raises:
       UserError: see `read_image`; or there are none.
@@ -152,12 +185,18 @@ def read_images(images: Images, size: int) -> UInt8[np.ndarray, "n size size 3"]
     several: Sequence[Any] = images if are_several(images) else [images]
     if not len(several):
         raise UserError("there are no images: the list is empty")
-    return np.stack([centre_square(read_image(one), size) for one in several])
+    return np.stack([square(read_image(one), size, resize) for one in several])
 
 
 def are_several(images: Images) -> TypeGuard[Sequence[Image]]:
     """Whether `images` are a list or an array of images, and not one image."""
     return isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4
+
+
+def _without_ends(image: np.ndarray) -> np.ndarray:
+    """An image that is not too long: as much is cut from both ends, an even number of pixels."""
+    side = min(image.shape[:2])
+    return _middle(image, *(min(n, LONGEST * side + n % 2) for n in image.shape[:2]))
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:

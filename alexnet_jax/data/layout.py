@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32
 from pydantic import TypeAdapter
 
+from alexnet_jax.config import Resize
 from alexnet_jax.runtime.checksum import json_checksum
 from alexnet_jax.runtime.errors import UserError, system_reason
 from alexnet_jax.runtime.files import make_folder, unfinished, write_text
@@ -71,6 +72,7 @@ class Manifest:
       source: the value of ``prepare --source``.
       format: 'jpeg' or 'raw'.
       size: side of the square images, pixels.
+      resize: how they became squares, see `images.square`.
       classes: the classes' names; label i is ``classes[i]``.
       splits: by name: 'train', and 'validation' and 'test' if the source has them.
       skipped: "path: reason" of every image left out by ``--skip-bad``.
@@ -88,6 +90,7 @@ class Manifest:
     skipped: tuple[str, ...]
     statistics: File
     hash: str
+    resize: Resize = "area"  # manifests of version 0.1 do not say it
 
     def note(self) -> str:
         """How the images of an earlier version differ; "" for those of this one."""
@@ -124,6 +127,7 @@ class PrepareOptions:
     source: str
     size: int
     format: Format
+    resize: Resize = "area"
 
     def require_same(self, folder: Path, state: str, values: Mapping[str, Any]) -> None:
         """Raises UserError if `folder` was `state` ('begun', 'prepared') with other `values`."""
@@ -173,8 +177,8 @@ def read_begun(folder: Path) -> dict[str, Any]:
     """The values in begun.json: those of `PrepareOptions`, the hash of the list of images, and the
     version of the layout."""
     with refuse_damage(folder / BEGUN):
-        values = json.loads((folder / BEGUN).read_text())
-        if values.keys() - {"version"} != {"source", "size", "format", "pictures"}:
+        values = {"resize": "area"} | json.loads((folder / BEGUN).read_text())
+        if values.keys() - {"version"} != {"source", "size", "format", "resize", "pictures"}:
             raise ValueError(f"it has the keys {', '.join(values)}")
         if values.get("version", 1) != VERSION:  # 1 was not written
             raise UserError(

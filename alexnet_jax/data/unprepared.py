@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from alexnet_jax.data.images import centre_square, decode
+from alexnet_jax.config import Resize
+from alexnet_jax.data.images import decode, square
 from alexnet_jax.data.records import Split
 from alexnet_jax.data.sources import SourceSplit, files
 from alexnet_jax.data.sources.tars import Member, images_in, tar_files
@@ -22,9 +23,16 @@ class Unprepared(Split):
       size: side of the images, pixels.
     """
 
-    def __init__(self, source: SourceSplit, labels: Sequence[int], size: int, side: int) -> None:
-        """Images of side x side pixels (§2) in the middle of size x size, which are else black."""
-        self.source, self.size, self.side = source, size, side
+    def __init__(
+        self,
+        source: SourceSplit,
+        labels: Sequence[int],
+        size: int,
+        side: int,
+        resize: Resize = "area",
+    ) -> None:
+        """Images of side x side pixels in the middle of size x size, which are else black."""
+        self.source, self.size, self.side, self.resize = source, size, side, resize
         self.labels = np.asarray(labels, np.int32)
 
     def read(
@@ -42,12 +50,16 @@ class Unprepared(Split):
         edge = (self.size - self.side) // 2
         whole = np.zeros((self.size, self.size, 3), np.uint8)
         middle = slice(edge, edge + self.side)
-        whole[middle, middle] = centre_square(image, self.side)
+        whole[middle, middle] = square(image, self.side, self.resize)
         out[:] = whole[top : top + out.shape[0], left : left + out.shape[1]]
 
 
 def labelled_folder(
-    root: Path, classes: Sequence[str], size: int, side: int | None = None
+    root: Path,
+    classes: Sequence[str],
+    size: int,
+    side: int | None = None,
+    resize: Resize = "area",
 ) -> Unprepared:
     """The images of root/CLASS/IMAGE.
 
@@ -56,6 +68,7 @@ def labelled_folder(
       classes: of the network. Some may have no images.
       size: side of the images, pixels.
       side: the part of it that images fill; None: all.
+      resize: how they become squares, see `images.square`.
 
     Raises:
       UserError: a folder is no class, or there are no images.
@@ -68,7 +81,7 @@ def labelled_folder(
     paths, labels = files.class_paths(root, classes, why)
     if not paths:
         raise UserError(f"{root} has no images; it must hold CLASS/IMAGE")
-    return Unprepared(files.image_files(root, paths, labels), labels, size, side or size)
+    return Unprepared(files.image_files(root, paths, labels), labels, size, side or size, resize)
 
 
 def unlabelled(path: Path) -> SourceSplit:
@@ -92,11 +105,11 @@ def unlabelled(path: Path) -> SourceSplit:
     return images
 
 
-def rest_of(images: SourceSplit, first: int, size: int) -> Unprepared:
+def rest_of(images: SourceSplit, first: int, size: int, resize: Resize) -> Unprepared:
     """The images from number `first` on, all with the label 0."""
     rest = SourceSplit(
         images.count - first,
         lambda index: images.name(first + index),
         lambda index: images.read(first + index),
     )
-    return Unprepared(rest, [0] * rest.count, size, size)
+    return Unprepared(rest, [0] * rest.count, size, size, resize)

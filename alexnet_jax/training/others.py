@@ -92,7 +92,9 @@ def load_weights(
     _check_config(c, packaged)
     if mean and is_prepared(mean):
         manifest = open_records(mean).manifest
-        c = replace(c, data=replace(c.data, records=mean, format=manifest.format))
+        c = replace(
+            c, data=replace(c.data, records=mean, format=manifest.format, resize=manifest.resize)
+        )
     network = make_network(c)
     info = _info(path, kind, c, mean, tensors.pop("mean", None))
     wanted = tuple(layers or c.model.names)

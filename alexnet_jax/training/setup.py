@@ -211,8 +211,8 @@ def replicate(network: ShardedModel, tree: Any) -> Any:
 
 def _check_records(records: Records, data: config.Data, classes: int) -> None:
     manifest, where = records.manifest, f"the records in {records.path}"
-    for key, found in (("size", manifest.size), ("format", manifest.format)):
-        wanted = getattr(data, key)
+    for key in ("size", "format", "resize"):
+        wanted, found = getattr(data, key), getattr(manifest, key)
         if wanted != found:
             raise UserError(
                 f"{where} have {key} {found}, the config says {wanted}; "

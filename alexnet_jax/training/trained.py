@@ -107,7 +107,7 @@ class Net(Generic[_S_co]):
         Raises:
           UserError: a file or an array is no image; or there are none.
         """
-        return read_images(images, self.config.data.size)
+        return read_images(images, self.config.data.size, self.config.data.resize)
 
     def inputs(self, images: Images) -> Float[jax.Array, "n crop crop 3"]:
         """What `module` takes: centre crops minus the mean image, float32, grey levels."""

@@ -270,3 +270,26 @@ def test_extreme_shapes():
 def test_large_image():
     data = encode(Image.fromarray(smooth(4000, 6000)), "JPEG")
     assert images.centre_square(images.decode(data), 256).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 401), (90, 61), (256, 256)])
+@pytest.mark.parametrize("resize", ["bilinear", "squeeze"])
+def test_others_squares_are_those_of_pytorchs_filters(height, width, resize):
+    """With antialias PyTorch's filter is Pillow's, without it OpenCV's; both round differently."""
+    torch = pytest.importorskip("torch")
+    image, size = smooth(height, width), 64
+    side = min(height, width)
+    scaled = (size * height // side, size * width // side) if resize == "bilinear" else (size, size)
+    whole = torch.nn.functional.interpolate(
+        torch.tensor(image).permute(2, 0, 1)[None].float(),
+        scaled,
+        mode="bilinear",
+        antialias=resize == "bilinear",
+    )
+    top, left = (round((n - size) / 2) for n in scaled)
+    wanted = whole[0, :, top : top + size, left : left + size].permute(1, 2, 0).numpy()
+    found = images.square(image, size, resize)
+    assert found.shape == (size, size, 3)
+    assert np.abs(found - wanted).max() < 1.01
+    if height != width:
+        assert np.abs(images.centre_square(image, size) - wanted).max() > 2
