@@ -28,10 +28,10 @@ VARIANTS = {  # name: the ablation
     "no_decay": "no_decay",
     "full": "",
 }
-# Of 0.003 and 0.01 the better one after ten epochs (a tenth after seven, a hundredth after nine):
-# as_it_is had 33.7% and 36.1% validation error, seed 0.
+# Chosen by the validation error of seed 0 in ten epochs (a tenth after seven, a hundredth after
+# nine): as_it_is 33.7% with 0.003 and 34.6% with 0.01, tanh 41.6% with 0.01 and 37.2% with 0.03.
 RATE = 3e-3
-RATES = {"full": 1e-2}
+RATES = {"tanh": 3e-2, "full": 1e-2}
 
 NAMES = tuple(VARIANTS)
 
