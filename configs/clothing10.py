@@ -7,7 +7,8 @@ PATH is a clone of github.com/alexeygrigorev/clothing-dataset-small: 10 classes 
 validation/ (341 photos) and test/ (372). NAMES are alexnet_2012.py as it is, and its ablations. All
 are 0.375 times as wide, see crops of 128 pixels, and have a rate that falls after 20 and 27 epochs.
 With 128 pixels the maps have 31, 15, 7 and 3 pixels a side with and without overlapping pooling.
-Under ten minutes on two CPU cores that others use, too. full: as it is, at full size, on photos of 256 pixels.
+Under ten minutes on two CPU cores that others used, too. full: as it is, at full size, on photos of
+256 pixels.
 """
 
 from ml_collections import ConfigDict
