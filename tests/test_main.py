@@ -122,7 +122,10 @@ def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
         (["export"], "error: --workdir is missing"),
         (["export", "--workdir=none"], "error: --file is missing"),
         (["save", "--workdir=", "--out=none"], "error: --workdir is missing"),
-        (["save", "--workdir=none", "--out=none"], "error: none holds no run"),
+        (
+            ["save", "--workdir=none", "--out=none"],
+            "error: there is no folder none, and the package",
+        ),
         (
             ["save", "--workdir=none", "--out=none", "--step=bset"],
             "error: --step=bset: give newest",
@@ -141,7 +144,7 @@ def test_a_wrong_workdir_comes_first_in_the_others(capsys, monkeypatch):
     for run, line, said in (
         (predict.main, ["--model=", "a.jpg"], "error: --model is missing: give it, as --model="),
         (predict.main, ["--workdir=", "a.jpg"], "error: give a network: --model=runs/tiny"),
-        (predict.main, ["--model=none", "a.jpg"], "error: none holds no run"),
+        (predict.main, ["--model=none", "a.jpg"], "error: there is no folder none, and the pa"),
         (predict.main, ["--model=none", "a.jpg", "--step=bset"], "error: --step=bset: give newest"),
         (evaluate.main, ["--workdirs="], "error: --workdirs is missing"),
         (evaluate.main, ["--workdirs=none"], "error: none holds no run"),
@@ -149,7 +152,7 @@ def test_a_wrong_workdir_comes_first_in_the_others(capsys, monkeypatch):
         (
             figures.main,
             ["kernels", "--workdirs=none", "--out=none.png"],
-            "error: none holds no run",
+            "error: there is no folder none",
         ),
         (report.main, ["--workdirs=none"], "error: none holds no run"),
     ):
@@ -184,7 +187,7 @@ def test_the_package_lists_its_commands():
     listed = re.findall(r"^  python -m alexnet_jax\.(\w+) +(.+)$", done[0].stdout, re.M)
     modules = {
         name: importlib.import_module(f"alexnet_jax.{name}")
-        for name in ("evaluate", "main", "predict", "prepare", "report", "weights")
+        for name in ("evaluate", "main", "predict", "prepare", "probe", "report", "weights")
     } | {"benchmark": benchmark, "figures": figures}
     assert dict(listed) == {name: one.__doc__.splitlines()[0] for name, one in modules.items()}
     assert all(len(text) < 100 and not text.startswith("python") for _, text in listed)

@@ -263,7 +263,13 @@ def test_training_goes_on_from_a_workdir_of_others_weights(records, tmp_path):
     """By the command, with some layers; a tower on each of two devices gives the losses of one."""
     file, run, losses = tmp_path / "net.caffemodel", tmp_path / "run", []
     write_caffemodel(file, random_weights(NARROW), "layers")
-    small = ["data.size=72", "data.crop=67", "data.format=raw", "data.random_crop=False"]
+    small = [
+        "data.size=72",
+        "data.resize=area",
+        "data.crop=67",
+        "data.format=raw",
+        "data.random_crop=False",
+    ]
     small += ["model.width=0.125", "model.classes=10", "batch=16", "evaluate.batch=32"]
     small += [f"data.records={records}", "steps=2", "log.every=1", "policy.rate=0.001"]
     options = ["--config=bvlc_alexnet", *(f"--config.{value}" for value in small)]

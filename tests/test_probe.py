@@ -10,7 +10,7 @@ import pytest
 import alexnet_jax
 from alexnet_jax import UserError
 from alexnet_jax.data.records import open_records
-from alexnet_jax.figures.kernels import colourfulness
+from alexnet_jax.figures.towers import colourfulness
 from alexnet_jax.prepare import prepare
 from alexnet_jax.probe import main, pixels, probe, ridge
 from alexnet_jax.runtime import host

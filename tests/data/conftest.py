@@ -52,6 +52,7 @@ def make_data():
             "validation": "validation",
             "size": 24,
             "format": "raw",
+            "resize": "area",
             "crop": 16,
             "random_crop": True,
             "mirror": True,

@@ -163,7 +163,7 @@ def _train(setup: Setup, folder: Path) -> None:
     outcomes: list[tuple] = []
     last = first if policy.finished else plan.last
     with closing(MetricsLog(folder, first)) as log:
-        progress = Progress(log.kept, batch=c.batch, first=first, last=last)
+        progress = Progress(log.kept, batch=c.batch, first=first, last=last, top5=c.has_top5)
         clock = Clock(c.batch, first)
         for step, batch in enumerate(_batches(setup, first, last), first + 1):
             setting = policy.hyperparams(plan.epochs(step - 1))
