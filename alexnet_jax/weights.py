@@ -41,7 +41,7 @@ from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes
 from alexnet_jax.export.caffe_files import caffe_files, mean_file
 from alexnet_jax.export.onnx_file import onnx_bytes
-from alexnet_jax.export.row import row_of
+from alexnet_jax.export.operators import operators_of
 from alexnet_jax.model.layouts import (
     Layout,
     dropout_in,
@@ -105,7 +105,7 @@ def export_network(model: str | Path, file: Path, to: Format, step: trained.Step
     """Writes a network that `trained.load` opens as ONNX, or as Caffe's files beside `file`.
 
     Raises:
-      UserError: see `trained.load`, `row_of`, `onnx_bytes` and `caffe_files`; or a file is there
+      UserError: see `trained.load`, `operators_of`, `onnx_bytes` and `caffe_files`; a file is there
         already, or its name has another ending.
     """
     endings = {"onnx": (".onnx",), "caffe": (".caffemodel", ".prototxt", ".binaryproto")}[to]
@@ -117,16 +117,16 @@ def export_network(model: str | Path, file: Path, to: Format, step: trained.Step
     net = trained.load(model, step=step)
     about, mean = _in_words(net), np.asarray(net.setup.data.statistics.mean, np.float32)
     layout: Layout = "torch" if to == "onnx" else "caffe"
-    row = row_of(net.config, net.setup.network, jax.device_get(net.params), layout)
+    operators = operators_of(net.config, net.setup.network, jax.device_get(net.params), layout)
     crop = net.config.data.crop
     if to == "onnx":
         edge = (len(mean) - crop) // 2
         part = mean[edge : edge + crop, edge : edge + crop]
         about |= {"input": "centre crops: red, green, blue on 0..255"}
-        contents = [onnx_bytes(row, part, about | {"classes": json.dumps(net.labels)})]
+        contents = [onnx_bytes(operators, part, about | {"classes": json.dumps(net.labels)})]
     else:
         about |= {"input": "crops: blue, green, red on 0..255, minus the mean image"}
-        text, weights = caffe_files(row, crop, about)
+        text, weights = caffe_files(operators, crop, about)
         contents = [weights, text.encode(), mean_file(mean)]
     file.parent.mkdir(parents=True, exist_ok=True)
     for name, content in zip(files, contents, strict=True):
@@ -221,8 +221,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.run(_run, OPTIONS, __doc__, arguments)
 
 
+def _refuse_others(what: str) -> None:
+    """Raises UserError for an option that this command would not heed."""
+    heeded = {
+        "save": {"out", "step"},
+        "export": {"file", "layout", "to", "step"},
+        "import": {"file", "layout", "config"},
+        "import --from": {"file", "from", "mean", "layers", "config"},
+    }
+    command = "import --from" if what == "import" and FROM.value else what
+    options = set.union(*heeded.values()) - heeded[command]
+    if given := sorted(name for name in options if OPTIONS[name].present):
+        raise UserError(f"--{given[0]} is not an option of `weights {command}`")
+
+
 def _run(arguments: Sequence[str]) -> None:
     what = cli.one_of(["save", "export", "import"], arguments)
+    _refuse_others(what)
     model = cli.required(WORKDIR, "runs/tiny")
     folder = Path(model)
     if what == "save":
@@ -234,8 +249,8 @@ def _run(arguments: Sequence[str]) -> None:
         return
     file = Path(cli.required(FILE, "weights.safetensors"))
     layout = cast(Layout, LAYOUT.value or ("torch" if TO.value == "torch" else "classic"))
-    if TO.value and (LAYOUT.value or what == "import"):
-        raise UserError("--to is for export, and --layout is of safetensors files; give one")
+    if TO.value and LAYOUT.value:
+        raise UserError("--layout is of safetensors files alone; give it, or --to")
     if what == "import" and FROM.value:
         c = cli.given_config(CONFIG) if CONFIG.value else None
         host.configure_jax(c.devices if c else 1)

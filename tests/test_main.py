@@ -131,6 +131,17 @@ def test_a_workdir_that_cannot_be_written_too(records, capsys, monkeypatch):
             "error: --step=bset: give newest",
         ),
         (["import", TINY, "--workdir=", "--file=none"], "error: --workdir is missing"),
+        (
+            ["import", TINY, "--layers=conv1"],
+            "error: --layers is not an option of `weights import`",
+        ),
+        (["import", "--from=onnx", "--layout=caffe"], "error: --layout is not an option of `weig"),
+        (["export", "--mean=1,2,3"], "error: --mean is not an option of `weights export`"),
+        (["save", TINY], "error: --config is not an option of `weights save`"),
+        (
+            ["export", "--model=tiny", "--file=none", "--to=torch", "--layout=caffe"],
+            "error: --layout is of safetensors files alone; give it, or --to",
+        ),
         (["--workdir=x", "--file=y"], "error: give one of save, export, import"),
         (["export", "import"], "error: give one of save, export, import"),
         (["import", "--workdir=none", "--file=none"], "error: --config is missing"),

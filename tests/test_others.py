@@ -525,3 +525,8 @@ def test_the_real_convolutions():
             x = nn.MaxPool2d(3, 2)(x)
     found = net.features(squares, "conv5").transpose(0, 3, 1, 2)
     assert np.abs(found - wanted.numpy()).max() < 1e-5 * float(wanted.max())
+
+
+def test_an_unknown_kind_is_one_line_with_those_there_are(tmp_path):
+    with pytest.raises(UserError, match="there is no kind 'keras' of weights; there are torchv"):
+        load_weights(tmp_path / "any", "keras")  # type: ignore[arg-type]

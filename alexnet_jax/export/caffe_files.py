@@ -15,7 +15,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from alexnet_jax.config import Formula
-from alexnet_jax.export.row import Activation, Conv, Dense, Dropout, Lrn, LrnWithin, Pool, Step
+from alexnet_jax.export.operators import (
+    Activation,
+    Conv,
+    Dense,
+    Dropout,
+    Lrn,
+    LrnWithin,
+    Operator,
+    Pool,
+)
 from alexnet_jax.runtime.caffe import CLASSES
 from alexnet_jax.runtime.errors import UserError
 
@@ -23,11 +32,13 @@ TYPES = {"relu": "ReLU", "tanh": "TanH", "sigmoid": "Sigmoid"}
 LARGEST = 2**31 - 1  # bytes of a file
 
 
-def caffe_files(row: Sequence[Step], crop: int, about: Mapping[str, str]) -> tuple[str, bytes]:
+def caffe_files(
+    operators: Sequence[Operator], crop: int, about: Mapping[str, str]
+) -> tuple[str, bytes]:
     """The .prototxt and the .caffemodel. The input 'data' are crops minus the mean image.
 
     Args:
-      row: of the network, in the layout 'caffe'.
+      operators: of the network, in the layout 'caffe'.
       crop: side of the crops, pixels.
       about: comments of the .prototxt.
 
@@ -35,8 +46,8 @@ def caffe_files(row: Sequence[Step], crop: int, about: Mapping[str, str]) -> tup
       UserError: Caffe has no such operation, or the file would have more than 2 GB.
     """
     net = _Net(crop)
-    for step in row:
-        net.add_step(step)
+    for operator in operators:
+        net.add_operator(operator)
     net.add("prob", "Softmax", "")
     comments = [f"# {name}: {text}" for name, text in about.items()]
     count = sum(array.nbytes for arrays in net.arrays.values() for array in arrays)
@@ -74,14 +85,14 @@ class _Net:
         self.layers.append(f'layer {{ name: "{name}" type: "{kind}"{ends} {values} }}')
         self.types[name], self.last = kind, list(tops)
 
-    def add_step(self, step: Step) -> None:
-        match step:
+    def add_operator(self, operator: Operator) -> None:
+        match operator:
             case Conv() | Dense():
-                self._add_weights(step)
+                self._add_weights(operator)
             case Activation(kind):
                 self.add(f"{kind}{self.number}", TYPES[kind], "", self.last)
             case Pool():
-                self._add_pool(step)
+                self._add_pool(operator)
             case Lrn(formula, parts):
                 self._add_lrn(formula, parts)
             case LrnWithin(f):
@@ -92,20 +103,20 @@ class _Net:
                 values = f"dropout_param {{ dropout_ratio: {rate!r} }}"
                 self.add(f"drop{self.number}", "Dropout", values, self.last)
 
-    def _add_weights(self, step: Conv | Dense) -> None:
-        self.number = re.sub(r"\D", "", step.name)
-        size = f"num_output: {len(step.kernel)}"
-        if isinstance(step, Dense):
-            self.arrays[step.name] = step.kernel, step.bias
-            self.add(step.name, "InnerProduct", f"inner_product_param {{ {size} }}")
+    def _add_weights(self, operator: Conv | Dense) -> None:
+        self.number = re.sub(r"\D", "", operator.name)
+        size = f"num_output: {len(operator.kernel)}"
+        if isinstance(operator, Dense):
+            self.arrays[operator.name] = operator.kernel, operator.bias
+            self.add(operator.name, "InnerProduct", f"inner_product_param {{ {size} }}")
             return
-        pad = max(step.before, step.after)
-        more = pad - step.before, pad - step.after
-        kernel = np.pad(step.kernel, ((0, 0), (0, 0), more, more))
-        self.arrays[step.name] = kernel, step.bias
-        values = f"{size} kernel_size: {kernel.shape[2]} stride: {step.stride} pad: {pad}"
-        values = f"convolution_param {{ {values} group: {step.groups} }}"
-        self.add(step.name, "Convolution", values)
+        pad = max(operator.before, operator.after)
+        more = pad - operator.before, pad - operator.after
+        kernel = np.pad(operator.kernel, ((0, 0), (0, 0), more, more))
+        self.arrays[operator.name] = kernel, operator.bias
+        values = f"{size} kernel_size: {kernel.shape[2]} stride: {operator.stride} pad: {pad}"
+        values = f"convolution_param {{ {values} group: {operator.groups} }}"
+        self.add(operator.name, "Convolution", values)
 
     def _add_pool(self, p: Pool) -> None:
         if p.rest:

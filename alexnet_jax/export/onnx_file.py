@@ -6,19 +6,28 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.config import Formula
-from alexnet_jax.export.row import Activation, Conv, Dense, Dropout, Lrn, LrnWithin, Pool, Step
+from alexnet_jax.export.operators import (
+    Activation,
+    Conv,
+    Dense,
+    Dropout,
+    Lrn,
+    LrnWithin,
+    Operator,
+    Pool,
+)
 from alexnet_jax.runtime.errors import UserError
 
 OPSET, IR_VERSION = 17, 8
-OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 LARGEST = 2**31 - 1  # bytes of a file
 
 
-def onnx_bytes(row: Sequence[Step], mean: np.ndarray, about: Mapping[str, str]) -> bytes:
+def onnx_bytes(operators: Sequence[Operator], mean: np.ndarray, about: Mapping[str, str]) -> bytes:
     """The file. Its input 'image' are crops, red, green and blue on 0..255; its output 'logits'.
 
     Args:
-      row: of the network, in the layout 'torch'.
+      operators: of the network, in the layout 'torch'.
       mean: what is subtracted from an image: float32 [crop, crop, 3].
       about: metadata.
 
@@ -29,11 +38,11 @@ def onnx_bytes(row: Sequence[Step], mean: np.ndarray, about: Mapping[str, str]) 
     graph = _Graph()
     x = graph.add("Sub", "image", graph.tensor("mean", mean.transpose(2, 0, 1)[None]))
     flat = False
-    for step in row:
-        if isinstance(step, Dense) and not flat:
+    for operator in operators:
+        if isinstance(operator, Dense) and not flat:
             x, flat = graph.add("Flatten", x, axis=1), True
-        x = graph.add_step(step, x)
-    last = row[-1]
+        x = graph.add_operator(operator, x)
+    last = operators[-1]
     assert isinstance(last, Dense)
     return graph.file(crop=len(mean), classes=len(last.bias), about=about)
 
@@ -52,15 +61,13 @@ class _Graph:
         self.nodes: list[Any] = []
         self.tensors: dict[str, np.ndarray] = {}
 
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """A node with one output, and its name."""
-        return self.add_several(operator, *inputs, outputs=1, **attributes)[0]
+        return self.add_several(kind, *inputs, outputs=1, **attributes)[0]
 
-    def add_several(
-        self, operator: str, *inputs: str, outputs: int, **attributes: Any
-    ) -> list[str]:
-        names = [f"{operator.lower()}{len(self.nodes)}_{n}" for n in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(operator, inputs, names, **attributes))
+    def add_several(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        names = [f"{kind.lower()}{len(self.nodes)}_{n}" for n in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, **attributes))
         return names
 
     def tensor(self, name: str, value: np.ndarray | float) -> str:
@@ -70,12 +77,12 @@ class _Graph:
     def constant(self, value: float) -> str:
         return self.tensor(f"constant{len(self.tensors)}", value)
 
-    def add_step(self, step: Step, x: str) -> str:
-        match step:
+    def add_operator(self, operator: Operator, x: str) -> str:
+        match operator:
             case Conv() | Dense():
-                return self._with_weights(step, x)
+                return self._with_weights(operator, x)
             case Activation(kind):
-                return self.add(OPERATORS[kind], x)
+                return self.add(ACTIVATIONS[kind], x)
             case Pool(kind, window, stride, hang, _):
                 how = {"kernel_shape": [window] * 2, "strides": [stride] * 2}
                 how["pads"] = [0, 0, hang, hang]
@@ -87,13 +94,16 @@ class _Graph:
             case Dropout():
                 return x
 
-    def _with_weights(self, step: Conv | Dense, x: str) -> str:
-        kernel = self.tensor(f"{step.name}.weight", step.kernel)
-        bias = self.tensor(f"{step.name}.bias", step.bias)
-        if isinstance(step, Dense):
+    def _with_weights(self, operator: Conv | Dense, x: str) -> str:
+        kernel = self.tensor(f"{operator.name}.weight", operator.kernel)
+        bias = self.tensor(f"{operator.name}.bias", operator.bias)
+        if isinstance(operator, Dense):
             return self.add("Gemm", x, kernel, bias, transB=1)
-        how = {"strides": [step.stride] * 2, "pads": [step.before] * 2 + [step.after] * 2}
-        return self.add("Conv", x, kernel, bias, group=step.groups, **how)
+        how = {
+            "strides": [operator.stride] * 2,
+            "pads": [operator.before] * 2 + [operator.after] * 2,
+        }
+        return self.add("Conv", x, kernel, bias, group=operator.groups, **how)
 
     def _lrn(self, f: Formula, parts: int, x: str) -> str:
         if f.size % 2 == 0:

@@ -180,9 +180,8 @@ def _last_side(c: config.AlexNet, crop: int) -> int:
         return side + 2 * c.padding.get(name, window // 2) - window + 1 if there else side
 
     def pooled(side: int) -> int:
-        if c.pool_over_edges and side > 0:
-            side += ops.hang_over(side, c.pool_window, c.pool_stride)
-        return (side - c.pool_window) // c.pool_stride + 1
+        over = c.pool_over_edges and side > 0
+        return ops.pooled_side(side, c.pool_window, c.pool_stride, over_edges=over)
 
     zeros = 2 * c.padding["conv1"] if "conv1" in c.padding else sum(ops.conv_padding(crop, 11, 4))
     side = pooled((crop + zeros - 11) // 4 + 1)

@@ -90,11 +90,10 @@ def towers_apart(c: config.Config) -> bool:
 
 
 def _lrn_side(row: Row, c: config.AlexNet) -> int:
-    side = row.output[0]
+    side, over = row.output[0], c.pool_over_edges
     if not c.lrn_after_pooling:
         return side
-    hang = ops.hang_over(side, c.pool_window, c.pool_stride) if c.pool_over_edges else 0
-    return (side + hang - c.pool_window) // c.pool_stride + 1
+    return ops.pooled_side(side, c.pool_window, c.pool_stride, over_edges=over)
 
 
 def _places(

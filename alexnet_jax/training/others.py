@@ -85,6 +85,8 @@ def load_weights(
       UserError: the file is damaged, or of another network, or the mean is missing.
     """
     path = Path(file)
+    if kind not in PROGRAMS:
+        raise UserError(f"there is no kind {kind!r} of weights; there are {', '.join(PROGRAMS)}")
     program = PROGRAMS[kind]
     arrangement, tensors = read_graph(path) if kind == "onnx" else ("", _read(path, kind))
     packaged = load_config(arrangement or program.config)

@@ -247,7 +247,7 @@ def load(
       folder: the workdir, which may be a copy, and whose run may still be training; or a folder
         that `Net.save_pretrained` made; or 'hf://OWNER/NAME'; or the name of a network in the
         package, such as 'tiny'.
-      step: which checkpoint of a workdir.
+      step: which checkpoint of a workdir; the others have one step alone.
       devices: to compute on; any number, whatever it was trained on.
       records: where the run's records are now. Only workdirs of version 0.1 need them, for their
         mean image, if they are not where the run's config says.
@@ -259,7 +259,10 @@ def load(
     place, text = Path(folder), os.fspath(folder)
     a_name = place.name == text and not place.exists()
     if hub.is_address(text) or is_pretrained(place) or a_name:
-        return from_pretrained(folder, devices=devices)
+        net = from_pretrained(folder, devices=devices)
+        if isinstance(step, int) and step != net.step:
+            raise UserError(f"{folder} has step {net.step} alone, not {step}")
+        return net
     c = config.on_devices(workdir.read_config(place), devices)
     return open_without_records(c, place, step, records)
 

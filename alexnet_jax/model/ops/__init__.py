@@ -16,6 +16,7 @@ from alexnet_jax.model.ops.pooling import (
     hang_over,
     max_pool,
     max_pool_over_edges,
+    pooled_side,
 )
 from alexnet_jax.model.ops.rectifier import relu
 
@@ -39,5 +40,6 @@ __all__ = [
     "max_pool",
     "max_pool_over_edges",
     "platform",
+    "pooled_side",
     "relu",
 ]

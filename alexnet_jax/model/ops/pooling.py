@@ -146,6 +146,12 @@ def _far_edges(x: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
     return [(0, 0), (0, hang[0]), (0, hang[1]), (0, 0)]
 
 
+def pooled_side(side: int, window: int, stride: int, *, over_edges: bool) -> int:
+    """The side of maps after pooling, pixels; `over_edges`: the last window may hang over."""
+    hang = hang_over(side, window, stride) if over_edges else 0
+    return (side + hang - window) // stride + 1
+
+
 def hang_over(side: int, window: int, stride: int) -> int:
     """How far the last window hangs over the far edge; a window that lies wholly outside is none.
 

@@ -1,4 +1,4 @@
-"""A network as a row of plain operations with their arrays: what the formats are written from."""
+"""A network as a list of plain operators with their arrays: what the formats are written from."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from alexnet_jax import config
 from alexnet_jax.config import Formula
 from alexnet_jax.model import ops
-from alexnet_jax.model.layouts import LAYOUTS, Layout, to_layout
+from alexnet_jax.model.layouts import LAYOUTS, Layout, paddings, to_layout
 from alexnet_jax.model.sharded import ShardedModel
 from alexnet_jax.runtime.errors import UserError
 
@@ -68,13 +68,13 @@ class Dropout(NamedTuple):
     rate: float
 
 
-Step = Conv | Dense | Activation | Pool | Lrn | LrnWithin | Dropout
+Operator = Conv | Dense | Activation | Pool | Lrn | LrnWithin | Dropout
 
 
-def row_of(
+def operators_of(
     c: config.Config, network: ShardedModel, params: Mapping[str, Any], layout: Layout
-) -> list[Step]:
-    """The operations of a network in testing, in order.
+) -> list[Operator]:
+    """The operators of a network in testing, in order.
 
     Args:
       c: its config.
@@ -88,32 +88,37 @@ def row_of(
     """
     if local := [name for name, of in network.shapes.items() if len(of["bias"].shape) > 1]:
         raise UserError(f"{local[0]} is locally connected, and the formats have no such layer")
-    row = _Row(c, network.module(), to_layout(params, network, layout), layout)
+    found = _Operators(c, network, to_layout(params, network, layout), layout)
     if isinstance(c.model, config.AlexNet):
-        row.add_alexnet(c.model)
+        found.add_alexnet(c.model)
     else:
-        row.add_cifar(c.model)
-    return row.steps
+        found.add_cifar(c.model)
+    return found.operators
 
 
-class _Row:
-    """Steps so far, with the side and the number of the maps that they give."""
+class _Operators:
+    """Operators so far, with the side and the number of the maps that they give."""
 
     def __init__(
-        self, c: config.Config, module: Any, tensors: Mapping[str, np.ndarray], layout: Layout
+        self,
+        c: config.Config,
+        network: ShardedModel,
+        tensors: Mapping[str, np.ndarray],
+        layout: Layout,
     ) -> None:
-        self.steps: list[Step] = []
-        self.module, self.tensors, self.names = module, tensors, LAYOUTS[layout]
+        self.operators: list[Operator] = []
+        self.module, self.tensors, self.names = network.module(), tensors, LAYOUTS[layout]
+        self.paddings = paddings(network, c.data.crop)
         self.side, self.maps = c.data.crop, 3
 
     def add_alexnet(self, c: config.AlexNet) -> None:
         """As `AlexNet.outputs` and `ArrangedAlexNet.outputs`."""
         module, relu = self.module, Activation(c.activation)
 
-        def conv(name: str, *then: Step | None) -> None:
+        def conv(name: str, *then: Operator | None) -> None:
             if name != c.without:  # it then has no LRN, and ReLU twice is ReLU
                 self._conv(name)
-                self.steps += [step for step in then if step]
+                self.operators += [one for one in then if one]
 
         def pool() -> None:
             self._pool("max", c.pool_window, c.pool_stride, c.pool_over_edges)
@@ -125,7 +130,7 @@ class _Row:
             if c.lrn_after_pooling:
                 conv(name, relu)
                 pool()
-                self.steps += [norm for norm in norms if norm]
+                self.operators += [norm for norm in norms if norm]
                 continue
             before = name in c.lrn.before_activation
             conv(name, *((*norms, relu) if before else (relu, *norms)))
@@ -137,9 +142,9 @@ class _Row:
             conv("conv6", relu)
         for name in ("fc6", "fc7", "fc8"):
             if c.dropout and name in c.dropout_before:
-                self.steps.append(Dropout(c.dropout))
+                self.operators.append(Dropout(c.dropout))
             self._dense(name)
-            self.steps += [relu] if name != "fc8" else []
+            self.operators += [relu] if name != "fc8" else []
 
     def add_cifar(self, c: config.Cifar) -> None:
         """As `CifarNet.outputs`."""
@@ -151,11 +156,11 @@ class _Row:
                 elif then == "average":
                     self._pool("average", c.pool_window, c.pool_stride, over_edges=True)
                 elif then == "within_map":
-                    self.steps.append(LrnWithin(c.within_map))
+                    self.operators.append(LrnWithin(c.within_map))
                 elif then == "across_maps":
-                    self.steps.append(Lrn(c.across_maps, 1))
+                    self.operators.append(Lrn(c.across_maps, 1))
                 else:
-                    self.steps.append(Activation(then))
+                    self.operators.append(Activation(then))
 
     def _parameters(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         kernel, bias = (
@@ -166,23 +171,20 @@ class _Row:
     def _conv(self, name: str) -> None:
         kernel, bias = self._parameters(name)
         layer, window = getattr(self.module, name), kernel.shape[2]
-        zeros = layer.zeros, layer.zeros
-        before, after = (
-            ops.conv_padding(self.side, window, layer.stride) if layer.zeros is None else zeros
-        )
+        before, after = self.paddings[name]
         groups = self.maps // kernel.shape[1]
-        self.steps.append(Conv(name, kernel, bias, layer.stride, before, after, groups))
+        self.operators.append(Conv(name, kernel, bias, layer.stride, before, after, groups))
         self.side = (self.side + before + after - window) // layer.stride + 1
         self.maps = len(kernel)
 
     def _dense(self, name: str) -> None:
-        self.steps.append(Dense(name, *self._parameters(name)))
+        self.operators.append(Dense(name, *self._parameters(name)))
 
     def _pool(
         self, kind: Literal["max", "average"], window: int, stride: int, over_edges: bool
     ) -> None:
         hang = ops.hang_over(self.side, window, stride) if over_edges else 0
-        outputs = (self.side + hang - window) // stride + 1
+        outputs = ops.pooled_side(self.side, window, stride, over_edges=over_edges)
         rest = self.side + hang - window - (outputs - 1) * stride
-        self.steps.append(Pool(kind, window, stride, hang, rest))
+        self.operators.append(Pool(kind, window, stride, hang, rest))
         self.side = outputs
