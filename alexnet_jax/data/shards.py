@@ -138,10 +138,12 @@ def statistics(
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     largest = np.abs(eigenvectors).argmax(0)
     eigenvectors *= np.where(eigenvectors[largest, np.arange(3)] < 0, -1, 1)
+    # LAPACK rounds the last digit differently on other processors. Without it the records of the
+    # same images have the same hash: a run made on one machine goes on with those of another.
     return Statistics(
         (pixels / count).astype(np.float32),
-        np.maximum(eigenvalues[::-1], 0),
-        np.ascontiguousarray(eigenvectors[:, ::-1]),
+        np.array([float(f"{max(value, 0):.12g}") for value in eigenvalues[::-1]]),
+        np.ascontiguousarray(eigenvectors[:, ::-1].round(12) + 0.0),  # no -0.0
     )
 
 
