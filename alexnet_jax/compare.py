@@ -1,6 +1,6 @@
 """Scores of networks on the same images: means over seeds, and how sure a difference is.
 
-`evaluate --json` writes the files, `report --scores` prints the tables.
+`evaluate --json` writes the files; `report --scores` prints tables, `figures differences` draws.
 """
 
 import json
@@ -30,6 +30,19 @@ class Scored(NamedTuple):
     against: str  # the name of what it is compared with; "": nothing
     seeds: tuple[int, ...]  # of each network of an average
     wrong: dict[Way, np.ndarray]  # bool [images], whether the best label is wrong
+
+
+class Difference(NamedTuple):
+    """Of two mean error rates, in percentage points."""
+
+    mean: float
+    seeds: float | None  # its standard error over networks; None: one of them has only one
+    low: float  # the 95% interval of a paired bootstrap over the images
+    high: float
+
+    def __str__(self) -> str:
+        seeds = "" if self.seeds is None else f" ± {self.seeds:.2f}"
+        return f"{self.mean:+.2f}{seeds} ({self.low:+.2f} to {self.high:+.2f})"
 
 
 def read_scores(file: Path) -> Scored:
@@ -69,20 +82,39 @@ def score_tables(files: Sequence[Path]) -> str:
     """
     groups = _grouped(files)
     ways = sorted({way for group in groups for one in group for way in one.wrong})
-    rows, differences = [], []
+    rows = [_about(group) | {title(way): _error(group, way) for way in ways} for group in groups]
+    tables, compared = [markdown_table(rows)], differences(files)
+    if compared:
+        cells = [
+            {"difference": name} | {title(way): str(of[way]) if way in of else "" for way in ways}
+            for name, of in compared.items()
+        ]
+        tables.append(markdown_table(cells))
+    return "\n\n".join(tables)
+
+
+def differences(files: Sequence[Path]) -> dict[str, dict[Way, Difference]]:
+    """Of each network and what it is compared with, and of several views and one view, by name.
+
+    Raises:
+      UserError: see `score_tables`.
+    """
+    groups = _grouped(files)
+    found: dict[str, dict[Way, Difference]] = {}
     for group in groups:
-        name, errors = group[0].name, {way: _error(group, way) for way in ways}
-        rows.append(_about(group) | {_title(way): errors[way] for way in ways})
+        name, ways = group[0].name, {way for one in group for way in one.wrong}
         for other in groups:
             if other[0].name == group[0].against:
-                cells = {_title(way): _difference(group, other, way, way) for way in ways}
-                differences.append({"difference": f"{name} - {other[0].name}"} | cells)
-        more = {way: (way[0], 1) for way in ways if way[1] > 1 and (way[0], 1) in ways}
+                both = sorted(ways & {way for one in other for way in one.wrong})
+                found[f"{name} - {other[0].name}"] = {
+                    way: _difference(group, other, way, way) for way in both
+                }
+        more = {way: (way[0], 1) for way in sorted(ways) if way[1] > 1 and (way[0], 1) in ways}
         if more:
-            cells = {_title(way): _difference(group, group, way, one) for way, one in more.items()}
-            differences.append({"difference": f"{name}: several views - one view"} | cells)
-    tables = [markdown_table(rows)] + ([markdown_table(differences)] if differences else [])
-    return "\n\n".join(tables)
+            found[f"{name}: several views - one view"] = {
+                way: _difference(group, group, way, one) for way, one in more.items()
+            }
+    return found
 
 
 def _grouped(files: Sequence[Path]) -> list[list[Scored]]:
@@ -104,7 +136,8 @@ def _about(group: list[Scored]) -> dict[str, str]:
     return {"experiment": group[0].name, "n": str(len(group)), "seeds": seeds}
 
 
-def _title(way: Way) -> str:
+def title(way: Way) -> str:
+    """'test, 10 views'."""
     split, views = way
     return f"{split}, {'one view' if views == 1 else f'{views} views'}"
 
@@ -127,11 +160,9 @@ def _error(group: list[Scored], way: Way) -> str:
     return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: Way) -> str:
+def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: Way) -> Difference:
     ours = [one.wrong[way] for one in group if way in one.wrong]
     theirs = [one.wrong[other_way] for one in other if other_way in one.wrong]
-    if not ours or not theirs:
-        return ""
     if len({len(one) for one in ours + theirs}) > 1:
         raise UserError(f"{group[0].name} and {other[0].name} were scored on different images")
     by_image = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
@@ -140,9 +171,8 @@ def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: W
         errors = [mean_and_error([100 * float(one) for one in by_network])[1]]
     else:
         errors = [mean_and_error(_rates(*each))[1] for each in ((group, way), (other, other_way))]
-    seeds = "" if None in errors else f" ± {np.linalg.norm(np.array(errors, float)):.2f}"
-    low, high = interval(by_image)
-    return f"{by_image.mean():+.2f}{seeds} ({low:+.2f} to {high:+.2f})"
+    seeds = None if None in errors else float(np.linalg.norm(np.array(errors, float)))
+    return Difference(float(by_image.mean()), seeds, *interval(by_image))
 
 
 def interval(by_image: np.ndarray) -> tuple[float, float]:

@@ -1,12 +1,15 @@
 """Tables of scores: means over seeds, differences, and intervals that hold what they should."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from alexnet_jax import compare
+from alexnet_jax.figures.differences import draw_differences
 from alexnet_jax.report import main
+from alexnet_jax.runtime.errors import UserError
 from tests.test_report import rows
 
 RNG = np.random.default_rng(0)
@@ -118,3 +121,23 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, values, said):
     with pytest.raises(SystemExit):
         main([f"--scores={','.join(map(str, files))}"])
     assert said in capsys.readouterr().err
+
+
+def test_the_figure_shows_what_the_table_says(tmp_path):
+    files = [scored(tmp_path, "whole", np.arange(100) < 20)]
+    for name, wrong in (("worse", 50), ("better", 10)):
+        files.append(scored(tmp_path, name, np.arange(100) < wrong, against="whole"))
+    axes = draw_differences(files).axes[0]
+    assert axes.get_xlabel() == "top-1 error minus that of whole, percentage points"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["worse", "better"]
+    (dots, _, (bars,)) = axes.containers[0]
+    np.testing.assert_allclose(np.array(dots.get_xdata(), float), [30, -10])
+    _, differences = table(*files)
+    for row, bar in zip(differences, bars.get_segments(), strict=True):
+        low, high = re.search(r"\((\S+) to (\S+)\)", row["test, 10 views"]).groups()
+        np.testing.assert_allclose(bar[:, 0], [float(low), float(high)], atol=0.006)
+
+
+def test_a_figure_of_what_is_not_compared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no two of these are compared; add the scores of what"):
+        draw_differences([scored(tmp_path, "a", np.arange(10) < 2, against="b")])

@@ -64,10 +64,10 @@ def test_figure_1_says_when_each_reached_the_goal(tmp_path):
     tanh = write_run(tmp_path / "tanh", "tanh", [(100 * n, 0.7 - 0.05 * n) for n in range(1, 12)])
     figure = figure1.draw_figure1([relu, tanh])
     title = figure.axes[0].get_title()
-    assert title == "epochs to 25% training error: relu 1.5, tanh 9.0 (6.0 times)"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh 9.0 (6.0 times)"
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
     title = figure1.draw_figure1([relu, never]).axes[0].get_title()
-    assert title == "epochs to 25% training error: relu 1.5, tanh not yet"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh not yet"
 
 
 def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
@@ -80,7 +80,7 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
     ]
     (axes,) = figure1.draw_figure1([fast, later, *slow]).axes
     assert axes.get_title() == (
-        "epochs to 25% training error: relu 2.0 ± 0.5 (n=2), tanh 9.5 ± 0.5 (n=2) "
+        "epochs to 25% training error\nrelu 2.0 ± 0.5 (n=2), tanh 9.5 ± 0.5 (n=2) "
         "(4.8, 3.6 to 6.7 times)"
     )
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.4, 0.25, 0.2])
@@ -89,7 +89,7 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
     assert band[:, 0].max() == 3  # the epochs that both have
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
     title = figure1.draw_figure1([fast, slow[0], never]).axes[0].get_title()
-    assert title == "epochs to 25% training error: relu 1.5, tanh not yet in 1 of 2"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh not yet in 1 of 2"
 
 
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):

@@ -5,6 +5,7 @@ python -m alexnet_jax.figures figure2 --config=configs/alexnet.py --out=figure2.
 python -m alexnet_jax.figures kernels --workdir=runs/alexnet --out=kernels.png
 python -m alexnet_jax.figures neighbours --model=FOLDER --records=DIR --layer=pool5 --out=near.jpg
 python -m alexnet_jax.figures curves --workdirs=runs/a,runs/b --out=curves.png
+python -m alexnet_jax.figures differences --scores=a.json,b.json --out=differences.png
 python -m alexnet_jax.figures layer_bytes --results=before.json,after.json --out=bytes.png
 
 figure1     Fig. 1: training error by epochs for each activation, and when it reached 25%; seeds
@@ -17,6 +18,7 @@ neighbours  Fig. 4, right: five of them, and the training images with the neares
             with --layer of another layer, with --records among other images
 subnetworks  means of sampled networks, some neurons left out, beside the one pass of testing (§4.2)
 curves      loss, error rates and learning rate of each run
+differences of the errors of networks and their ablations, from files of `evaluate --json`
 layer_bytes what a step's program moves in each layer, from files of `benchmark program --json`
 """
 
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from alexnet_jax.figures.curves import draw_curves
+from alexnet_jax.figures.differences import draw_differences
 from alexnet_jax.figures.figure1 import draw_figure1
 from alexnet_jax.figures.figure2 import draw_figure2
 from alexnet_jax.figures.figure4 import draw_figure4, draw_neighbours
@@ -57,6 +60,7 @@ flags.DEFINE_alias("workdir", "workdirs", OPTIONS)
 flags.DEFINE_alias("model", "workdirs", OPTIONS)
 CONFIG = cli.define_config(OPTIONS)
 RESULTS = flags.DEFINE_list("results", None, "Files of `benchmark program --json`.", OPTIONS)
+SCORES = flags.DEFINE_list("scores", None, "Files of `evaluate --json`.", OPTIONS)
 RECORDS = flags.DEFINE_string("records", None, "Of neighbours: other images.", OPTIONS)
 LAYER = flags.DEFINE_string("layer", None, "Of neighbours: as pool5; else fc7.", OPTIONS)
 OUT = flags.DEFINE_string("out", None, "The image to write: figure.png.", OPTIONS)
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    name = cli.one_of([*FIGURES, "figure2", "layer_bytes"], arguments)
+    name = cli.one_of([*FIGURES, "figure2", "layer_bytes", "differences"], arguments)
     if (RECORDS.value or LAYER.value) and name != "neighbours":
         raise UserError(f"--records and --layer are for neighbours, not for {name}")
     host.configure_jax(1)
@@ -82,6 +86,9 @@ def _run(arguments: Sequence[str]) -> None:
     elif name == "layer_bytes":
         cli.required(RESULTS, "before.json,after.json")
         figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])
+    elif name == "differences":
+        cli.required(SCORES, "a.json,b.json")
+        figure = draw_differences([Path(one) for one in SCORES.value or ()])
     else:
         figure = FIGURES[name](cli.folders(WORKDIRS))
     figure.savefig(out, dpi=150)

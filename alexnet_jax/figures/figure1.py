@@ -109,7 +109,7 @@ def _when(reached: dict[str, list[float | None]]) -> str:
         value, error = mean_and_error(values)
         spread = "" if error is None else f" ± {error:.1f} (n={len(values)})"
         parts.append(f"{kind} {value:.1f}{spread}")
-    text = f"epochs to {GOAL:.0%} training error: " + ", ".join(parts)
+    text = f"epochs to {GOAL:.0%} training error\n" + ", ".join(parts)
     others = [kind for kind in known if kind != "relu"]
     if "relu" in known and others:
         ratios = ", ".join(_ratio(known[kind], known["relu"]) for kind in others)

@@ -146,7 +146,7 @@ def run(c: config.Config, folder: Path) -> None:
         raise UserError("PyTorch's network has all layers, and its towers meet at conv3, fc6, fc7")
     torch.set_num_threads(cores())
     setup = make_setup(c)
-    with workdir.hold(folder, c):
+    with workdir.hold(folder, setup.config):  # with the source that its records name
         _train(setup, folder)
 
 
