@@ -203,9 +203,6 @@ def test_neighbours_among_other_images_by_another_layer(run, records, tmp_path, 
     prepare("generated:20", tmp_path / "small", size=32)
     with pytest.raises(UserError, match=r"has images of 32 pixels, .* --size=72$"):
         draw_neighbours([tmp_path / "net"], str(tmp_path / "small"))
-    with pytest.raises(SystemExit):
-        main(["kernels", f"--model={run}", "--layer=fc7", f"--out={tmp_path / 'a.png'}"])
-    assert "are for neighbours, not for kernels" in capsys.readouterr().err
 
 
 def test_the_bars_of_layer_bytes_are_the_sums_of_the_results(tmp_path):
@@ -273,3 +270,18 @@ def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert re.search(said, error)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("kernels --model=tiny --layer=fc7", "--layer is for neighbours, not for kernels"),
+        ("kernels --model=tiny --scores=a", "--scores is for differences, not for kernels"),
+        ("differences --results=a --scores=a", "--results is for layer_bytes, not for differences"),
+        ("differences --model=tiny --scores=a", "--workdirs and --model are not for differences"),
+    ],
+)
+def test_an_option_that_a_figure_would_not_heed_is_refused(line, said, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*line.split(), f"--out={tmp_path / 'a.png'}"])
+    assert capsys.readouterr().err == f"error: {said}\n"

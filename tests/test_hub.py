@@ -24,6 +24,7 @@ import json, sys
 import jax
 import numpy as np
 import alexnet_jax
+from alexnet_jax.figures import __main__ as figures
 
 def tried(function, *arguments, **options):
     try:
@@ -35,6 +36,9 @@ jobs, answers = json.loads(sys.argv[1]), []
 for job, *arguments in jobs:
     if job == "push":
         answers.append(tried(alexnet_jax.load(arguments[0]).push_to_hub, arguments[1]))
+    elif job == "kernels":
+        figures.main(["kernels", f"--model={arguments[0]}", f"--out={arguments[1]}"])
+        answers.append("drawn")
     elif job == "load":
         answers.append(tried(alexnet_jax.from_pretrained, arguments[0]))
     else:
@@ -107,6 +111,9 @@ def test_a_pushed_network_comes_back_bit_for_bit_elsewhere(folder, tmp_path):
             ("load", "hf://else/resnet"),
             ("push", str(folder), "me/other"),
         )
+        figure = ("kernels", "hf://me/tiny", "kernels.png")
+        assert visit(hub.endpoint, tmp_path / "theirs", figure) == ["drawn"]
+        assert (tmp_path / "theirs" / "kernels.png").stat().st_size > 9999
         assert answers[0] == [True, True, True]
         assert answers[1] == (
             "AlexNet(two towers, 10 classes, 64 pixels) from hf://me/tiny@main, step 7, "

@@ -137,7 +137,9 @@ def run_in(folder, script, kernel, keep, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_notebook_runs_and_shows_its_figures(script, checkout, monkeypatch):
+@pytest.mark.parametrize("script", SCRIPTS[:1], ids=["00_start"])
+def test_a_notebook_runs_in_the_checkout(script, checkout, monkeypatch):
+    """The first; what all of them do is seen in the next test."""
     monkeypatch.setenv("PYTHONPATH", str(checkout))
     run_in(checkout / "notebooks", script, "python3", checkout, monkeypatch)
     assert list((checkout / "records").glob("*/manifest.json"))

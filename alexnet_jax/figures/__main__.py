@@ -38,8 +38,9 @@ from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
 from alexnet_jax.figures.towers import draw_towers, towers_table
-from alexnet_jax.runtime import cli, host
+from alexnet_jax.runtime import cli, host, hub
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.training.trained import downloaded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,10 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.run(_run, OPTIONS, __doc__, arguments)
 
 
+ONLY = (  # options of one figure
+    *((RECORDS, "neighbours"), (LAYER, "neighbours")),
+    *((SCORES, "differences"), (RESULTS, "layer_bytes")),
+)
+
+
 def _run(arguments: Sequence[str]) -> None:
-    name = cli.one_of([*FIGURES, "figure2", "layer_bytes", "differences"], arguments)
-    if (RECORDS.value or LAYER.value) and name != "neighbours":
-        raise UserError(f"--records and --layer are for neighbours, not for {name}")
+    others = ("figure2", "layer_bytes", "differences")  # which are not drawn from runs
+    name = cli.one_of([*FIGURES, *others], arguments)
+    for option, of in ONLY:
+        if option.value and name != of:
+            raise UserError(f"--{option.name} is for {of}, not for {name}")
+    if WORKDIRS.value and name in others:
+        raise UserError(f"--workdirs and --model are not for {name}")
     host.configure_jax(1)
     cli.required(OUT, "figure.png")
     out = image_file(OUT)
@@ -82,7 +93,7 @@ def _run(arguments: Sequence[str]) -> None:
     if name == "figure2":
         figure = draw_figure2(cli.given_config(CONFIG))
     elif name == "neighbours":
-        figure = draw_neighbours(cli.folders(WORKDIRS), RECORDS.value, LAYER.value)
+        figure = draw_neighbours(_folders(), RECORDS.value, LAYER.value)
     elif name == "layer_bytes":
         cli.required(RESULTS, "before.json,after.json")
         figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])
@@ -90,11 +101,18 @@ def _run(arguments: Sequence[str]) -> None:
         cli.required(SCORES, "a.json,b.json")
         figure = draw_differences([Path(one) for one in SCORES.value or ()])
     else:
-        figure = FIGURES[name](cli.folders(WORKDIRS))
+        figure = FIGURES[name](_folders())
     figure.savefig(out, dpi=150)
     if name == "towers":
-        print(towers_table(cli.folders(WORKDIRS)))
+        print(towers_table(_folders()))
     print(f"{name} in {out}")
+
+
+def _folders() -> list[Path]:
+    """Of ``--workdirs`` or ``--model``; what is on the Hub is downloaded."""
+    cli.folders(WORKDIRS)
+    names = [name for name in WORKDIRS.value or () if name]
+    return [downloaded(name) if hub.is_address(name) else Path(name) for name in names]
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def draw_towers(folders: Sequence[Path]) -> "Figure":
         for name, x, y in zip("AB", one.colour, one.orientation, strict=False):
             label = f"tower {name}: colour {x.mean():.2f}, oriented {y.mean():.2f}"
             axes.plot(x, y, "o^"[name == "B"], label=label, alpha=0.7)
-        axes.set(title=f"{folder.name}, step {one.step}", xlim=(0, 1), ylim=(0, 1))
-        axes.set(xlabel="colour", ylabel="orientation")
+        axes.set_title(f"{folder.name}, step {one.step}", fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="colour", ylabel="orientation")
         axes.label_outer()
         axes.legend(frameon=False, fontsize=7, loc="upper center")
     for axes in panels.flat[len(folders) :]:

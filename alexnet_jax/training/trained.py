@@ -280,15 +280,17 @@ def from_pretrained(where: str | os.PathLike[str], *, devices: int = 1) -> Net[N
         cannot be reached, or huggingface_hub is not installed.
     """
     _require_path(where)
-    text, address = os.fspath(where), ""
-    if not hub.is_address(text):
-        folder = find(text)
-    else:
-        address = text
-        read_config(hub.download(address, [CONFIG]))  # before a stranger's weights are loaded
-        folder = hub.download(address, FILES)
+    text = os.fspath(where)
+    address = text if hub.is_address(text) else ""
+    folder = downloaded(text) if address else find(text)
     held = read_pretrained(folder, devices)
     return Net(folder, held.step, held.setup, held.params, held.error, address)
+
+
+def downloaded(address: str) -> Path:
+    """The local folder of 'hf://OWNER/NAME'. Raises UserError, see `from_pretrained`."""
+    read_config(hub.download(address, [CONFIG]))  # before a stranger's weights are loaded
+    return hub.download(address, FILES)
 
 
 def _require_path(where: object) -> None:
