@@ -22,11 +22,17 @@ Way = tuple[str, int]
 """How images are scored: the split, and the number of views of each image."""
 
 
+OF_KIND = ("experiments", "configs", "steps", "records")
+OF_NETWORKS = (*OF_KIND, "seeds", "weights", "against")  # equal in all lines of a file
+
+
 class Scored(NamedTuple):
     """A network, or an average of several, in all the ways in which it was scored."""
 
     name: str
     kind: str  # equal for those that differ only in their seeds
+    which: str  # step, config and records, to tell kinds of one name apart
+    records: str  # the hash of those that were scored
     against: str  # the name of what it is compared with; "": nothing
     seeds: tuple[int, ...]  # of each network of an average
     wrong: dict[Way, np.ndarray]  # bool [images], whether the best label is wrong
@@ -55,18 +61,20 @@ def read_scores(file: Path) -> Scored:
         with named(file):
             lines = [json.loads(line) for line in file.read_text().splitlines()]
         first = lines[0]
-        names, weights, seeds = first["experiments"], first["weights"], tuple(first["seeds"])
+        if any(one[key] != first[key] for one in lines for key in OF_NETWORKS):
+            raise ValueError
+        names, seeds, records = first["experiments"], tuple(first["seeds"]), first["records"]
         wrong = {(one["split"], one["views"]): np.array(one["ranks"]) > 0 for one in lines}
-        kind = [first[key] for key in ("experiments", "configs", "steps", "records")]
-        against = first["against"]
+        kind, name = [first[key] for key in OF_KIND], names[0]
+        which = f"step {first['steps'][0]}, config {first['configs'][0][:6]}, of {records[:6]}"
+        weights, against = first["weights"], first["against"]
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{file} is no file of scores; write it with evaluate --json") from None
     if weights != "equal":
         raise UserError(f"{file} was scored with --weights={weights}, on a part of the images")
-    name = names[0]
     if len(names) > 1:
         name, against = f"{' and '.join(dict.fromkeys(names))}, {len(names)} averaged", name
-    return Scored(name, json.dumps(kind), against, seeds, wrong)
+    return Scored(name, json.dumps(kind), which, records, against, seeds, wrong)
 
 
 def score_tables(files: Sequence[Path]) -> str:
@@ -82,8 +90,10 @@ def score_tables(files: Sequence[Path]) -> str:
     """
     groups = _grouped(files)
     ways = sorted({way for group in groups for one in group for way in one.wrong})
-    rows = [_about(group) | {title(way): _error(group, way) for way in ways} for group in groups]
-    tables, compared = [markdown_table(rows)], differences(files)
+    rows = [
+        _about(group, groups) | {title(way): _error(group, way) for way in ways} for group in groups
+    ]
+    tables, compared = [markdown_table(rows)], _against(groups) | _more_views(groups)
     if compared:
         cells = [
             {"difference": name} | {title(way): str(of[way]) if way in of else "" for way in ways}
@@ -94,27 +104,50 @@ def score_tables(files: Sequence[Path]) -> str:
 
 
 def differences(files: Sequence[Path]) -> dict[str, dict[Way, Difference]]:
-    """Of each network and what it is compared with, and of several views and one view, by name.
+    """Between each network and what it is compared with, by their names: 'no_lrn - as_it_is'.
 
     Raises:
       UserError: see `score_tables`.
     """
-    groups = _grouped(files)
-    found: dict[str, dict[Way, Difference]] = {}
+    return _against(_grouped(files))
+
+
+def _against(groups: list[list[Scored]]) -> dict[str, dict[Way, Difference]]:
+    found = {}
     for group in groups:
-        name, ways = group[0].name, {way for one in group for way in one.wrong}
         for other in groups:
             if other[0].name == group[0].against:
-                both = sorted(ways & {way for one in other for way in one.wrong})
-                found[f"{name} - {other[0].name}"] = {
-                    way: _difference(group, other, way, way) for way in both
-                }
-        more = {way: (way[0], 1) for way in sorted(ways) if way[1] > 1 and (way[0], 1) in ways}
-        if more:
-            found[f"{name}: several views - one view"] = {
-                way: _difference(group, group, way, one) for way, one in more.items()
+                name = f"{_name(group, groups)} - {_name(other, groups)}"
+                ways = sorted(_ways(group) & _ways(other))
+                found[name] = {way: _difference(group, other, way) for way in ways}
+    return found
+
+
+def _more_views(groups: list[list[Scored]]) -> dict[str, dict[Way, Difference]]:
+    """Several views against one view of the same networks."""
+    found = {}
+    for group in groups:
+        pairs = {way: (way[0], 1) for way in sorted(_ways(group)) if way[1] > 1}
+        both = {
+            way: [one for one in group if {way, single} <= one.wrong.keys()]
+            for way, single in pairs.items()
+        }
+        if any(both.values()):
+            found[f"{_name(group, groups)}: several views - one view"] = {
+                way: _own_difference(same, way, pairs[way]) for way, same in both.items() if same
             }
     return found
+
+
+def _ways(group: list[Scored]) -> set[Way]:
+    return {way for one in group for way in one.wrong}
+
+
+def _name(group: list[Scored], groups: list[list[Scored]]) -> str:
+    """That of the experiment; with step and config where several kinds have it."""
+    one = group[0]
+    alone = sum(other[0].name == one.name for other in groups) == 1
+    return one.name if alone else f"{one.name} ({one.which})"
 
 
 def _grouped(files: Sequence[Path]) -> list[list[Scored]]:
@@ -131,9 +164,9 @@ def _grouped(files: Sequence[Path]) -> list[list[Scored]]:
     return [list(group.values()) for group in groups.values()]
 
 
-def _about(group: list[Scored]) -> dict[str, str]:
+def _about(group: list[Scored], groups: list[list[Scored]]) -> dict[str, str]:
     seeds = ", ".join("+".join(map(str, one.seeds)) for one in group)
-    return {"experiment": group[0].name, "n": str(len(group)), "seeds": seeds}
+    return {"experiment": _name(group, groups), "n": str(len(group)), "seeds": seeds}
 
 
 def title(way: Way) -> str:
@@ -160,18 +193,25 @@ def _error(group: list[Scored], way: Way) -> str:
     return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
-def _difference(group: list[Scored], other: list[Scored], way: Way, other_way: Way) -> Difference:
-    ours = [one.wrong[way] for one in group if way in one.wrong]
-    theirs = [one.wrong[other_way] for one in other if other_way in one.wrong]
-    if len({len(one) for one in ours + theirs}) > 1:
-        raise UserError(f"{group[0].name} and {other[0].name} were scored on different images")
-    by_image = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
-    if group is other and len(ours) == len(theirs):  # of the same networks
-        by_network = [a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)]
-        errors = [mean_and_error([100 * float(one) for one in by_network])[1]]
-    else:
-        errors = [mean_and_error(_rates(*each))[1] for each in ((group, way), (other, other_way))]
+def _difference(group: list[Scored], other: list[Scored], way: Way) -> Difference:
+    ours, theirs = ([one.wrong[way] for one in each if way in one.wrong] for each in (group, other))
+    counts = {len(wrong) for wrong in (*ours, *theirs)}
+    if group[0].records != other[0].records or len(counts) > 1:
+        raise UserError(
+            f"{group[0].name} and {other[0].name} were scored on different images; score both on "
+            f"the same records"
+        )
+    errors = [mean_and_error(_rates(each, way))[1] for each in (group, other)]
     seeds = None if None in errors else float(np.linalg.norm(np.array(errors, float)))
+    by_image = 100 * (np.mean(ours, axis=0) - np.mean(theirs, axis=0))
+    return Difference(float(by_image.mean()), seeds, *interval(by_image))
+
+
+def _own_difference(group: list[Scored], way: Way, other: Way) -> Difference:
+    """Between two ways to score the same networks."""
+    parts = [100.0 * one.wrong[way] - 100.0 * one.wrong[other] for one in group]
+    seeds = mean_and_error([float(part.mean()) for part in parts])[1]
+    by_image = np.mean(parts, axis=0)
     return Difference(float(by_image.mean()), seeds, *interval(by_image))
 
 

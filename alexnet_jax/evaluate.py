@@ -234,16 +234,20 @@ def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     host.configure_jax(DEVICES.value)
     step, folders, file = trained.parse_step(STEP.value), cli.folders(WORKDIRS), cli.output(JSON)
+    ways = [_views(one) for one in dict.fromkeys(VIEWS.value)] or [_views("")]
     nets = [
         trained.open_trained(one, step=step, devices=DEVICES.value, records=RECORDS.value)
         for one in folders
     ]
+    splits = list(dict.fromkeys(one for one in SPLITS.value if one)) or [_common_split(nets)]
+    for split in splits:  # all are there, before the work begins
+        nets[0].setup.records.split(split)
     lines = []
-    for split in SPLITS.value or [_common_split(nets)]:
-        for views in VIEWS.value:
+    for split in splits:
+        for views in ways:
             search = WEIGHTS.value == "search"
-            found = evaluate_together(nets, views=_views(views), search=search, split=split)
-            way = {"split": split, "views": int(views), "weights": WEIGHTS.value}
+            found = evaluate_together(nets, views=views, search=search, split=split)
+            way = {"split": split, "views": views, "weights": WEIGHTS.value}
             lines.append(_about(nets) | way | found.scores._asdict())
             lines[-1]["ranks"] = found.ranks.tolist()
     if file:

@@ -155,6 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
+    if not math.isfinite(LAMBDA.value):
+        raise UserError(f"--lambda={LAMBDA.value} must be a finite number")
+    if LAYER.value == PIXELS and (MODEL.value or OPTIONS["step"].present):
+        raise UserError("--layer=pixels needs no network: leave out --model and --step")
     records = open_records(cli.required(RECORDS, "records/photos"))
     layer, extract, of = LAYER.value, pixels, f"images of {SIDE} x {SIDE} pixels"
     if layer != PIXELS:

@@ -263,6 +263,11 @@ def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     out = cli.output(OUT)
     if SCORES.value:
+        if WORKDIRS.value or CONFIGS.value or WITH_COMPARATORS.value:
+            raise UserError(
+                "--scores makes other tables than --workdirs, --configs and --comparators; give "
+                "it alone"
+            )
         table = score_tables([Path(one) for one in SCORES.value])
     else:
         planned = [one for text in CONFIGS.value if text for one in planned_in(text)]

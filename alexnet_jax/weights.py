@@ -29,7 +29,7 @@ records. --config is of a network like theirs with, for example, other classes. 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -59,8 +59,8 @@ from alexnet_jax.runtime.tensors import read_tensors, to_bytes
 from alexnet_jax.training import pretrained, trained
 from alexnet_jax.training.others import Kind, load_weights
 from alexnet_jax.training.pretrained import without_places
-from alexnet_jax.training.setup import make_setup
-from alexnet_jax.training.state import init_state
+from alexnet_jax.training.setup import NetSetup, make_setup
+from alexnet_jax.training.state import State, init_state
 
 MEAN_IMAGE = "mean"  # its tensor in an exported file
 
@@ -151,23 +151,20 @@ def import_weights(c: config.Config, folder: Path, file: Path, layout: Layout) -
       UserError: the file is damaged or does not fit the network, or the workdir has checkpoints.
     """
     setup = make_setup(c)
-    with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
-        if checkpoints.steps():
-            raise UserError(f"{folder} holds a run already; give another --workdir")
-    tensors, about = read_tensors(file)
-    tensors.pop(MEAN_IMAGE, None)  # that of the records is subtracted
-    try:
-        params = from_layout(tensors, setup.network, layout, about)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    state = init_state(setup)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
-    state["params"] = jax.device_put(params, shardings)
-    meta = {"records": setup.records.manifest.hash, "policy": make_policy(c.policy).state()}
-    with workdir.hold(folder, c), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        workdir.write(folder / workdir.DATA, info_bytes(setup.data))
-        checkpoints.save(0, state, meta, {})
-    print(f"{file} is checkpoint 0 of {folder}")
+
+    def read() -> tuple[NetSetup, State]:
+        tensors, about = read_tensors(file)
+        tensors.pop(MEAN_IMAGE, None)  # that of the records is subtracted
+        try:
+            params = from_layout(tensors, setup.network, layout, about)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        state = init_state(setup)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state["params"])
+        state["params"] = jax.device_put(params, shardings)
+        return setup, state
+
+    _make_workdir(folder, file, read)
 
 
 def import_from(
@@ -184,15 +181,30 @@ def import_from(
     Raises:
       UserError: see `load_weights`, or the workdir has checkpoints.
     """
+
+    def read() -> tuple[NetSetup, State]:
+        net = load_weights(file, kind, mean=mean, layers=layers, config=c)
+        return net.setup, init_state(net.setup, net.params)
+
+    _make_workdir(folder, file, read)
+
+
+def _make_workdir(folder: Path, file: Path, read: Callable[[], tuple[NetSetup, State]]) -> None:
+    """Makes `folder` a workdir whose checkpoint, of step 0, is what `read` makes of `file`.
+
+    Raises:
+      UserError: the workdir has checkpoints; or see `read`, before anything is written.
+    """
     with Checkpoints(folder / workdir.CHECKPOINTS, read_only=True) as checkpoints:
         if checkpoints.steps():
             raise UserError(f"{folder} holds a run already; give another --workdir")
-    net = load_weights(file, kind, mean=mean, layers=layers, config=c)
-    c = net.config
-    state = init_state(net.setup, net.params)
-    meta = {"records": net.setup.data.hash, "policy": make_policy(c.policy).state()}
-    with workdir.hold(folder, c), Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints:
-        workdir.write(folder / workdir.DATA, info_bytes(net.setup.data))
+    setup, state = read()
+    meta = {"records": setup.data.hash, "policy": make_policy(setup.config.policy).state()}
+    with (
+        workdir.hold(folder, setup.config),
+        Checkpoints(folder / workdir.CHECKPOINTS) as checkpoints,
+    ):
+        workdir.write(folder / workdir.DATA, info_bytes(setup.data))
         checkpoints.save(0, state, meta, {})
     print(f"{file} is checkpoint 0 of {folder}")
 

@@ -141,3 +141,42 @@ def test_the_figure_shows_what_the_table_says(tmp_path):
 def test_a_figure_of_what_is_not_compared_is_refused(tmp_path):
     with pytest.raises(UserError, match="no two of these are compared; add the scores of what"):
         draw_differences([scored(tmp_path, "a", np.arange(10) < 2, against="b")])
+
+
+def test_kinds_of_one_name_are_told_apart(tmp_path):
+    """Two seeds whose best checkpoints are of other steps are not one network with two seeds."""
+    files = [scored(tmp_path, "b", np.arange(10) < 1)]
+    for seed, wrong in ((0, 3), (1, 8)):
+        step = {"steps": [seed + 9]}
+        files.append(scored(tmp_path, "a", np.arange(10) < wrong, seed=seed, against="b", **step))
+    errors, differences = table(*files)
+    names = ["a (step 9, config a, of x)", "a (step 10, config a, of x)"]
+    assert [row["experiment"] for row in errors] == ["b", *names]
+    assert [row["difference"] for row in differences] == [f"{name} - b" for name in names]
+    found = [row["test, 10 views"].split()[0] for row in differences]
+    assert found == ["+20.00", "+70.00"]
+
+
+def test_networks_scored_on_other_records_are_not_compared(tmp_path):
+    a = scored(tmp_path, "a", np.arange(10) < 3, against="b")
+    b = scored(tmp_path, "b", np.arange(10) < 1, records="y")
+    with pytest.raises(UserError, match="a and b were scored on different images"):
+        table(a, b)
+
+
+def test_views_are_compared_of_the_networks_that_have_both(tmp_path):
+    """Seed 1 has both; seed 0 has ten views alone, and seed 2 one view alone."""
+    for seed, wrong in ((0, 9), (1, 2)):
+        scored(tmp_path, "a", np.arange(10) < wrong, seed=seed)
+    for seed, wrong in ((1, 5), (2, 0)):
+        scored(tmp_path, "a", np.arange(10) < wrong, seed=seed, views=1)
+    _, (row,) = table(*tmp_path.iterdir())
+    assert row["test, 10 views"].startswith("-30.00 (")
+
+
+def test_a_file_with_several_networks_is_no_file_of_scores(tmp_path):
+    files = [scored(tmp_path, name, np.arange(10) < 3) for name in "ab"]
+    both = tmp_path / "both.json"
+    both.write_text("".join(file.read_text() for file in files))
+    with pytest.raises(UserError, match=r"both\.json is no file of scores"):
+        table(both)

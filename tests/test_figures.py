@@ -169,8 +169,10 @@ def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
 def test_a_permutation_test_counts_all_deals():
     """Of the 20 ways to deal 6 numbers to two threes, 2 are as far apart as here."""
     a, b = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
-    p = towers.permutation_p(towers._apart, a, b, "greater")
-    assert p == pytest.approx(2 / 20)
+    assert towers.permutation_p(a, b) == pytest.approx(2 / 20)
+    # Of the 10 ways to deal 5 numbers to two and three, one is: by the other end it is less far.
+    a, b = np.array([10.0, 11.0]), np.array([1.0, 2.0, 3.0])
+    assert towers.permutation_p(a, b) == pytest.approx(1 / 10)
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,7 @@ def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
     [
         ("kernels --model=tiny --layer=fc7", "--layer is for neighbours, not for kernels"),
         ("kernels --model=tiny --scores=a", "--scores is for differences, not for kernels"),
+        ("kernels --model=tiny --config=tiny", "--config is for figure2, not for kernels"),
         ("differences --results=a --scores=a", "--results is for layer_bytes, not for differences"),
         ("differences --model=tiny --scores=a", "--workdirs and --model are not for differences"),
     ],
@@ -285,3 +288,18 @@ def test_an_option_that_a_figure_would_not_heed_is_refused(line, said, tmp_path,
     with pytest.raises(SystemExit):
         main([*line.split(), f"--out={tmp_path / 'a.png'}"])
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_network_without_towers_and_a_damaged_file_of_kernels_are_one_line(tmp_path, capsys):
+    main(["towers", "--model=cifar10_18", f"--out={tmp_path / 'a.png'}"])
+    assert "none of these networks has two towers" in capsys.readouterr().out
+    (tmp_path / "kernels.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"kernels\.npz is damaged"):
+        kernels.first_layer(tmp_path)
+
+
+def test_a_figure_of_a_run_says_that_a_folder_to_share_is_none(run, tmp_path, capsys):
+    trained.load(run).save_pretrained(tmp_path / "net")
+    with pytest.raises(SystemExit):
+        main(["subnetworks", f"--model={tmp_path / 'net'}", f"--out={tmp_path / 'a.png'}"])
+    assert "net is a folder to share a network, and not a run's" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,10 @@ from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.runtime.caffe import CLASSES, read_caffemodel
 from alexnet_jax.runtime.metrics import read_metrics
+from alexnet_jax.runtime.onnx import CLASSES as ONNX
+from alexnet_jax.runtime.onnx import read_onnx
 from alexnet_jax.runtime.tensors import read_tensors, to_bytes
+from alexnet_jax.training.graphs import read_graph
 from tests.conftest import SHARED, photos
 
 torch = pytest.importorskip("torch")
@@ -398,6 +402,65 @@ def test_another_graph_is_refused(what, said, tmp_path):
     assert said in str(error.value)
 
 
+@pytest.fixture
+def with_attribute(tmp_path):
+    """Writes a graph in which all operations of a kind have an attribute of this value."""
+    onnx = pytest.importorskip("onnx")
+    model = light_graph(onnx, random_weights(NARROW), "bvlc_alexnet")
+
+    def write(kind, name, value):
+        for node in (one for one in model.graph.node if one.op_type == kind):
+            kept = [one for one in node.attribute if one.name != name]
+            new = [] if value is None else [onnx.helper.make_attribute(name, value)]
+            del node.attribute[:]
+            node.attribute.extend(kept + new)
+        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+        return tmp_path / "net.onnx"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "said"),
+    [
+        ("LRN", "bias", 2.0, "operation 3, LRN, has bias 2.0, bvlc_alexnet has 1.0"),
+        ("MaxPool", "pads", [1] * 4, r"4, MaxPool, has leading pads \(1, 1\), .* has \(0, 0\)"),
+        ("MaxPool", "pads", [0, 1, 0, 0], r"4, MaxPool, has leading pads \(0, 1\)"),
+        ("MaxPool", "kernel_shape", [3], r"4, MaxPool, has kernel_shape \(3,\), .* has \(3, 3\)"),
+        ("Conv", "pads", [0] * 2, r"1, Conv, has pads \(0, 0\), .* has \(0, 0, 0, 0\)"),
+        ("Conv", "pads", [0] * 6, r"1, Conv, has pads \(0, 0, 0, 0, 0, 0\), .* has \(0, 0, 0, 0\)"),
+    ],
+)
+def test_an_attribute_of_another_network_is_refused(kind, name, value, said, with_attribute):
+    with pytest.raises(UserError, match=said) as error:
+        read_graph(with_attribute(kind, name, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("LRN", "bias", None), ("MaxPool", "pads", None), ("MaxPool", "pads", [0, 0, 1, 1])],
+)
+def test_an_attribute_may_be_left_out_and_a_window_may_hang_over(kind, name, value, with_attribute):
+    assert read_graph(with_attribute(kind, name, value))[0] == "bvlc_alexnet"
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [((-1, -1), 4), ((2**32, 2**32), 0), ((0, 2**62, 2**62), 0), ((1,) * 70, 4), ((2, 2), 12)],
+)
+def test_a_damaged_shape_is_one_line(shape, data, tmp_path):
+    model, net, file = ONNX["Model"](), CLASSES["Net"](), tmp_path / "file"
+    model.graph.node.add(op_type="Conv")
+    model.graph.initializer.add(dims=shape, data_type=1, name="w", raw_data=bytes(data))
+    net.layer.add(name="w").blobs.add(data=[bytes(data)]).shape.dim.extend(shape)
+    for message, read in ((model, read_onnx), (net, read_caffemodel)):
+        file.write_bytes(message.SerializeToString())
+        with pytest.raises(UserError, match=rf"w has {data} bytes for an array of \[") as error:
+            read(file)
+        assert "\n" not in str(error.value)
+
+
 # --- Caffe's CIFAR-10 net ---------------------------------------------------------------------
 
 
@@ -473,6 +536,43 @@ def test_caffes_cifar_net_with_the_mean_of_records(small_records, tmp_path, caps
     where = f"--config.data.records={small_records}"
     main(["--mode=evaluate", "--config=cifar10:18", where, f"--workdir={run}"])
     assert "step 0, test, centre crop: top-1 error" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run already; give another --workdir"):
+        command.import_from("cifar10_full", run, tmp_path / "net.caffemodel", mean="1,2,3")
+
+
+def card(net, folder):
+    net.save_pretrained(folder)
+    return (folder / "README.md").read_text()
+
+
+def test_the_card_of_imported_weights_says_so(small_records, tmp_path):
+    """And of what they are; that of a network which was trained further says this."""
+    file, names = tmp_path / "net.caffemodel", ", ".join(CIFAR10)
+    cifar_file(file)
+    told = card(load_weights(file, "cifar10_full", mean="1,2,3"), tmp_path / "mine")
+    assert re.search(r"imported, not trained, with alexnet_jax \S+: config `\S+`, step 0\.", told)
+    assert "- Imported from: cifar10_full, net.caffemodel\n" in told
+    assert f"- Classes: 10: {names}\n" in told
+    assert "was trained" not in told
+    net = load_weights(file, "cifar10_full", mean=str(small_records))
+    told = card(net, tmp_path / "of_records")
+    assert "- Mean image and names of classes from: folder:images\n" in told
+    told = card(dataclasses.replace(net, step=5), tmp_path / "further")
+    assert "It was trained with alexnet_jax" in told
+    assert "- Trained on: folder:images\n" in told
+    assert "import" not in told.partition("```")[0]
+
+
+def test_a_card_in_this_folder_has_its_name_and_the_number_of_unnamed_classes(
+    theirs, tmp_path, monkeypatch
+):
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    net = load_weights(tmp_path / "net.pth", "torchvision", config=narrow("torchvision"))
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    told = card(net, Path("."))
+    assert 'from_pretrained("mine")' in told
+    assert "- Imported from: torchvision, net.pth\n- Classes: 10: unnamed\n" in told
 
 
 def test_records_of_other_classes_or_sizes_are_refused(records, small_records, tmp_path):

@@ -1,4 +1,4 @@
-"""report: means, standard deviations and differences, compared with values by hand."""
+"""report: means, standard errors and differences, compared with values by hand."""
 
 import dataclasses
 import json
@@ -181,3 +181,10 @@ def test_no_metrics_and_damaged_starts_are_named(tmp_path):
     (run / FILE).unlink()
     with pytest.raises(UserError, match="no metrics yet"):
         report([run])
+
+
+@pytest.mark.parametrize("other", ["--workdirs=runs", "--configs=tiny", "--comparators"])
+def test_scores_make_tables_of_their_own(other, capsys):
+    with pytest.raises(SystemExit):
+        main(["--scores=a.json", other])
+    assert "--scores makes other tables than" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 ONLY = (  # options of one figure
-    *((RECORDS, "neighbours"), (LAYER, "neighbours")),
+    *((CONFIG, "figure2"), (RECORDS, "neighbours"), (LAYER, "neighbours")),
     *((SCORES, "differences"), (RESULTS, "layer_bytes")),
 )
 

@@ -24,7 +24,7 @@ def draw_differences(files: Sequence[Path]) -> "Figure":
     Raises:
       UserError: see `compare.score_tables`; or nothing is compared.
     """
-    found = {name: of for name, of in differences(files).items() if "one view" not in name}
+    found = differences(files)
     if not found:
         raise UserError("no two of these are compared; add the scores of what the ablation is of")
     ways = sorted({way for of in found.values() for way in of})

@@ -1,5 +1,6 @@
 """Fig. 3 (§6.1): the first layer's kernels."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,14 +57,22 @@ def first_layer(folder: Path) -> FirstLayer:
       UserError: the run cannot be opened, or its first layer does not see three colours.
     """
     if (folder / KEPT).exists():
-        kept = np.load(folder / KEPT)
-        return FirstLayer(workdir.read_config(folder).model, int(kept["step"]), kept["kernels"])
+        step, kernels = _kept(folder / KEPT)
+        return FirstLayer(workdir.read_config(folder).model, step, kernels)
     net = trained.load(folder)
     first = net.config.model.names[0]
     kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
     if kernels.ndim != 4 or kernels.shape[2] != 3:
         raise UserError(f"{first} of {net.folder} does not see the three colours of an image")
     return FirstLayer(net.config.model, net.step, kernels)
+
+
+def _kept(file: Path) -> tuple[int, np.ndarray]:
+    try:
+        with np.load(file) as kept:
+            return int(kept["step"]), kept["kernels"]
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}); write it again: keep_kernels") from None
 
 
 def keep_kernels(folder: Path, place: Path) -> None:

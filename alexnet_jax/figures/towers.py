@@ -1,6 +1,6 @@
 """How the two towers' first kernels differ (§6.1): by colour and by orientation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,17 +72,19 @@ def towers_table(folders: Sequence[Path]) -> str:
     lines below are about the runs whose towers meet at layer 3, and about those whose towers do
     not: the mean of |A - B|, and Fisher's combination of their p. If there are several of both
     kinds, a permutation test of the runs follows: how often the two means of |A - B| are as far
-    apart as here, or further, when the runs are dealt to the two kinds at random (two-sided).
+    apart as here, or further, when the runs are dealt to the two kinds at random.
 
     Raises:
       UserError: see `first_layer`.
     """
     runs = [one for one in map(measure, folders) if len(one.colour) == 2]
+    if not runs:
+        return "none of these networks has two towers"
     rows = [{"run": one.name, "meet at layer 3": "yes" if one.crossing else "no"} for one in runs]
     lines: list[str] = []
     for what in ("colour", "orientation"):
         both = [getattr(one, what) for one in runs]
-        chances = [permutation_p(_apart, a, b, "greater") for a, b in both]
+        chances = [permutation_p(a, b) for a, b in both]
         for row, (a, b), p in zip(rows, both, chances, strict=True):
             row |= {f"{what} A": f"{a.mean():.3f}", f"{what} B": f"{b.mean():.3f}"}
             row |= {f"p of {what}": f"{p:.4f}"}
@@ -105,24 +107,20 @@ def _by_kind(
             apart = f"|A - B| {value:.3f}{spread}, n={len(own)}, p={p:.4f}"
             lines.append(f"{what}, {name} at layer 3: {apart}")
     if len(found) == 2 and min(map(len, found.values())) > 1:
-        p = permutation_p(_difference, found[True], found[False], "two-sided")
+        p = permutation_p(found[True], found[False])
         lines.append(f"{what}: |A - B| of the runs that meet and of those that do not: p={p:.4f}")
     return lines
 
 
-def _difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    return a.mean(axis=axis) - b.mean(axis=axis)
-
-
 def _apart(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.abs(_difference(a, b, axis))
+    return np.abs(a.mean(axis=axis) - b.mean(axis=axis))
 
 
-def permutation_p(statistic: Callable, a: np.ndarray, b: np.ndarray, alternative: str) -> float:
-    """How often `statistic` is as extreme as here when the values are dealt to a and b at random:
-    all ways to do so, or 9999 of them, if there are more."""
+def permutation_p(a: np.ndarray, b: np.ndarray) -> float:
+    """How often the means are as far apart as here, or further, when the values are dealt to a and
+    b at random: all ways to do so, or 9999 of them, if there are more."""
     found = stats.permutation_test(
-        (a, b), statistic, n_resamples=9999, alternative=alternative, rng=np.random.default_rng(0)
+        (a, b), _apart, n_resamples=9999, alternative="greater", rng=np.random.default_rng(0)
     )
     return float(found.pvalue)
 

@@ -3,6 +3,7 @@
 Of the messages in Caffe's `caffe.proto`, only what holds arrays is read.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ MESSAGES = {
 
 
 CLASSES = message_classes("alexnet_jax.caffe", MESSAGES)
+
+_AXES = 32  # of an array in Caffe, at most
 
 
 def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
@@ -69,6 +72,7 @@ def _array(blob: Any, where: str) -> np.ndarray:
     data, kind = b"".join(kept), np.dtype("<f8" if blob.double_data else "<f4")
     four = (blob.num, blob.channels, blob.height, blob.width)
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else four
-    if min(shape, default=1) < 1 or len(data) != kind.itemsize * int(np.prod(shape)):
+    possible = len(shape) <= _AXES and min(shape, default=1) > 0
+    if not possible or len(data) != kind.itemsize * math.prod(shape):
         raise UserError(f"{where} has {len(data)} bytes for an array of {list(shape)}")
     return np.frombuffer(data, kind).reshape(shape).astype(np.float32)

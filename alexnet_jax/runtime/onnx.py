@@ -3,6 +3,7 @@
 Of the messages in ONNX's `onnx.proto`, only what a network of few operations needs is read.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ MESSAGES = {
 CLASSES = message_classes("alexnet_jax.onnx", MESSAGES)
 
 _TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+_AXES = 64  # of an array in NumPy, at most
 _FIELDS = {1: "f", 2: "i", 7: "ints"}  # of an attribute, by its type
 
 
@@ -74,7 +76,8 @@ def _array(tensor: Any, path: Path) -> np.ndarray:
         raise UserError(f"{path}: the numbers of {tensor.name} are in another file")
     data = tensor.raw_data or b"".join(tensor.float_data)
     kind = _TYPES[tensor.data_type]
-    if len(data) != kind.itemsize * int(np.prod(shape)):
+    possible = len(shape) <= _AXES and min(shape, default=1) > 0
+    if not possible or len(data) != kind.itemsize * math.prod(shape):
         raise UserError(
             f"{path}: {tensor.name} has {len(data)} bytes for an array of {list(shape)}"
         )

@@ -206,4 +206,6 @@ def _read(workdir: Path) -> dict[str, object]:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a config; restore it or remove the workdir")
+    if "model_type" in values:
+        raise UserError(f"{workdir} is a folder to share a network, and not a run's workdir")
     return config.completed(values)

@@ -11,8 +11,12 @@ from alexnet_jax.runtime.onnx import Node, read_onnx
 
 Arrangement = Literal["bvlc_alexnet", "caffenet"]
 
-_LRN = ("LRN", {"size": 5, "alpha": 1e-4, "beta": 0.75})  # its bias is 1 where it is left out
-_POOL = ("MaxPool", {"kernel_shape": (3, 3), "strides": (2, 2)})
+_LEADING = "leading pads"
+"""The pads above and to the left, which move all windows. The others may be there: at the far edge
+a window may hang over, as in the model zoo's graph."""
+
+_LRN = ("LRN", {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0})
+_POOL = ("MaxPool", {"kernel_shape": (3, 3), "strides": (2, 2), _LEADING: (0, 0)})
 _RELU: tuple[str, dict[str, Any]] = ("Relu", {})
 _DENSE = ("Gemm", {"transB": 1, "transA": 0, "alpha": 1.0, "beta": 1.0})
 _NOTHING = ("Dropout", "Softmax", "Reshape", "Flatten")
@@ -25,10 +29,11 @@ _DEFAULTS: dict[str, Any] = {
     "dilations": (1, 1),
     "alpha": 1.0,
     "beta": 1.0,
+    "bias": 1.0,
     "transA": 0,
     "transB": 0,
 }
-"""ONNX's, of attributes that are left out, but for LRN."""
+"""ONNX's, of attributes that are left out, but for LRN's alpha and beta."""
 
 
 def _conv(pad: int, group: int = 1, stride: int = 1) -> tuple[str, dict[str, Any]]:
@@ -70,13 +75,22 @@ def _check(path: Path, nodes: Sequence[Node], kind: Arrangement) -> None:
         if node.kind != there:
             raise UserError(f"{path}: operation {number} is {node.kind}, {kind} has {there}")
         for name, value in how.items():
-            found = node.attributes.get(name, _DEFAULTS.get(name))
-            if found is None or not np.allclose(found, value, rtol=1e-6):
+            found = _attribute(node, name)
+            same_axes = found is not None and np.shape(found) == np.shape(value)
+            if not same_axes or not np.allclose(found, value, rtol=1e-6):
                 raise UserError(
                     f"{path}: operation {number}, {there}, has {name} {found}, {kind} has {value}"
                 )
     if len(nodes) != len(wanted):
         raise UserError(f"{path} has {len(nodes)} operations with numbers, {kind} {len(wanted)}")
+
+
+def _attribute(node: Node, name: str) -> Any:
+    """Its value; None if it is left out and has no default."""
+    if name == _LEADING:
+        pads = np.ravel(_attribute(node, "pads")).tolist()
+        return tuple(pads[: len(pads) // 2])
+    return node.attributes.get(name, _DEFAULTS.get(name))
 
 
 def _arrays(

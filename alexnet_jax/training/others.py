@@ -254,10 +254,8 @@ def _info(
     _check_size(image, kind, c)
     whole = np.ascontiguousarray(np.broadcast_to(image, (c.data.size, c.data.size, 3)), np.float32)
     digest = hashlib.sha256(whole.tobytes()).hexdigest()
-    named = classes if len(classes) == c.model.classes else ()
-    return DataInfo(
-        digest, f"{kind}, {path.name}", named, Statistics(whole, np.zeros(3), np.eye(3))
-    )
+    statistics = Statistics(whole, np.zeros(3), np.eye(3))
+    return DataInfo(digest, f"{kind}, {path.name}", classes, statistics)
 
 
 def _check_size(image: np.ndarray, kind: Kind, c: config.Config) -> None:

@@ -9,7 +9,7 @@ README.md          the model card
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +19,7 @@ import jax
 
 from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes, read_info
+from alexnet_jax.data.sources import check_kind
 from alexnet_jax.model.layouts import from_layout, to_layout
 from alexnet_jax.optim import Params
 from alexnet_jax.runtime import workdir
@@ -73,7 +74,7 @@ def write_pretrained(folder: Path, held: Pretrained, name: str = "") -> None:
     contents = {
         WEIGHTS: to_bytes(tensors, {"layout": "classic", "format": "np"}),
         DATA: info_bytes(data),
-        CARD: _card(held, name or folder.name).encode(),
+        CARD: _card(held, name or Path(os.path.abspath(folder)).name).encode(),
         CONFIG: (json.dumps(values, indent=2) + "\n").encode(),  # the last: the folder is whole
     }
     try:
@@ -189,8 +190,8 @@ def _name(source: str) -> str:
 
 def _card(held: Pretrained, name: str) -> str:
     setup, c = held.setup, held.setup.config
-    labels = setup.data.labels
-    shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+    # Only an import makes a checkpoint of step 0.
+    how = "It was trained" if held.step else "Its weights were imported, not trained,"
     error = "not scored" if held.error is None else f"{held.error:.2%}"
     return f"""---
 library_name: alexnet_jax
@@ -200,11 +201,11 @@ tags: [alexnet, jax, flax]
 
 # {about(setup)}
 
-The network of Krizhevsky, Sutskever and Hinton (2012) in JAX. It was trained with alexnet_jax
-{version("alexnet-jax")}: config `{c.experiment.name}`, step {held.step}.
+The network of Krizhevsky, Sutskever and Hinton (2012) in JAX.
+{how} with alexnet_jax {version("alexnet-jax")}: config `{c.experiment.name}`, step {held.step}.
 
-- Trained on: {_name(setup.data.source)}
-- Classes: {len(labels)}: {shown}
+- {_of_what(held.step, setup.data.source)}: {_name(setup.data.source)}
+- Classes: {c.model.classes}: {_some(setup.data.labels, c.model.classes)}
 - Top-1 error on its validation split, centre crop: {error}
 
 ```python
@@ -216,3 +217,21 @@ net.top5("photo.jpg")
 
 Weights, mean image, config and class names are safetensors and JSON; opening them runs no code.
 """
+
+
+def _of_what(step: int, source: str) -> str:
+    """What the source of the data is to the network."""
+    if step:
+        return "Trained on"
+    try:
+        check_kind(source, "")
+    except UserError:  # no images, but another program and its file
+        return "Imported from"
+    return "Mean image and names of classes from"
+
+
+def _some(labels: Sequence[str], classes: int) -> str:
+    """The first names of the classes, which may be unknown."""
+    shown = labels[:10]
+    more = ["..."] if len(shown) < classes else []
+    return ", ".join([*shown, *more]) if shown else "unnamed"
