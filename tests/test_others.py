@@ -424,6 +424,7 @@ def with_attribute(tmp_path):
     ("kind", "name", "value", "said"),
     [
         ("LRN", "bias", 2.0, "operation 3, LRN, has bias 2.0, bvlc_alexnet has 1.0"),
+        ("MaxPool", "dilations", [2, 2], r"MaxPool, has dilations \(2, 2\), .* has \(1, 1\)"),
         ("MaxPool", "pads", [1] * 4, r"4, MaxPool, has leading pads \(1, 1\), .* has \(0, 0\)"),
         ("MaxPool", "pads", [0, 1, 0, 0], r"4, MaxPool, has leading pads \(0, 1\)"),
         ("MaxPool", "kernel_shape", [3], r"4, MaxPool, has kernel_shape \(3,\), .* has \(3, 3\)"),
@@ -439,7 +440,12 @@ def test_an_attribute_of_another_network_is_refused(kind, name, value, said, wit
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [("LRN", "bias", None), ("MaxPool", "pads", None), ("MaxPool", "pads", [0, 0, 1, 1])],
+    [
+        ("LRN", "bias", None),
+        ("LRN", "beta", None),
+        ("MaxPool", "pads", None),
+        ("MaxPool", "pads", [0, 0, 1, 1]),
+    ],
 )
 def test_an_attribute_may_be_left_out_and_a_window_may_hang_over(kind, name, value, with_attribute):
     assert read_graph(with_attribute(kind, name, value))[0] == "bvlc_alexnet"

@@ -16,7 +16,10 @@ _LEADING = "leading pads"
 a window may hang over, as in the model zoo's graph."""
 
 _LRN = ("LRN", {"size": 5, "alpha": 1e-4, "beta": 0.75, "bias": 1.0})
-_POOL = ("MaxPool", {"kernel_shape": (3, 3), "strides": (2, 2), _LEADING: (0, 0)})
+_POOL = (
+    "MaxPool",
+    {"kernel_shape": (3, 3), "strides": (2, 2), "dilations": (1, 1), _LEADING: (0, 0)},
+)
 _RELU: tuple[str, dict[str, Any]] = ("Relu", {})
 _DENSE = ("Gemm", {"transB": 1, "transA": 0, "alpha": 1.0, "beta": 1.0})
 _NOTHING = ("Dropout", "Softmax", "Reshape", "Flatten")
@@ -29,11 +32,12 @@ _DEFAULTS: dict[str, Any] = {
     "dilations": (1, 1),
     "alpha": 1.0,
     "beta": 1.0,
-    "bias": 1.0,
     "transA": 0,
     "transB": 0,
 }
-"""ONNX's, of attributes that are left out, but for LRN's alpha and beta."""
+"""ONNX's, of attributes that are left out."""
+
+_DEFAULTS_OF_LRN: dict[str, Any] = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
 
 
 def _conv(pad: int, group: int = 1, stride: int = 1) -> tuple[str, dict[str, Any]]:
@@ -90,7 +94,8 @@ def _attribute(node: Node, name: str) -> Any:
     if name == _LEADING:
         pads = np.ravel(_attribute(node, "pads")).tolist()
         return tuple(pads[: len(pads) // 2])
-    return node.attributes.get(name, _DEFAULTS.get(name))
+    defaults = _DEFAULTS_OF_LRN if node.kind == "LRN" else _DEFAULTS
+    return node.attributes.get(name, defaults.get(name))
 
 
 def _arrays(
