@@ -159,7 +159,7 @@ def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
         # Of 9999 random deals none is as far apart: 1 in 10,000.
         assert (row["p of colour"] == "0.0001") == (not one.crossing)
     told = dict(line.split(": ", 1) for line in lines.splitlines())
-    assert told["colour, not meeting at layer 3"].endswith("n=5, p=0.0000")
+    assert told["colour, not meeting at layer 3"].endswith("n=5, p<0.0001")
     assert float(told["orientation, not meeting at layer 3"].split("p=")[1]) > 0.02
     # All 5 are further apart than the other 5: two of the 252 deals.
     between = "|A - B| of the runs that meet and of those that do not"

@@ -104,12 +104,16 @@ def _by_kind(
             value, error = mean_and_error(found[kind].tolist())
             spread = "" if error is None else f" ± {error:.3f}"
             p = stats.combine_pvalues([chances[number] for number in own]).pvalue
-            apart = f"|A - B| {value:.3f}{spread}, n={len(own)}, p={p:.4f}"
+            apart = f"|A - B| {value:.3f}{spread}, n={len(own)}, {_p(p)}"
             lines.append(f"{what}, {name} at layer 3: {apart}")
     if len(found) == 2 and min(map(len, found.values())) > 1:
         p = permutation_p(found[True], found[False])
-        lines.append(f"{what}: |A - B| of the runs that meet and of those that do not: p={p:.4f}")
+        lines.append(f"{what}: |A - B| of the runs that meet and of those that do not: {_p(p)}")
     return lines
+
+
+def _p(value: float) -> str:
+    return f"p={value:.4f}" if value >= 0.00005 else "p<0.0001"
 
 
 def _apart(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
