@@ -51,6 +51,10 @@ class Difference(NamedTuple):
         return f"{self.mean:+.2f}{seeds} ({self.low:+.2f} to {self.high:+.2f})"
 
 
+Differences = dict[tuple[str, str], dict[Way, Difference]]
+"""By the names of what is compared, and of what it is compared with."""
+
+
 def read_scores(file: Path) -> Scored:
     """A file of `evaluate --json`.
 
@@ -96,15 +100,16 @@ def score_tables(files: Sequence[Path]) -> str:
     tables, compared = [markdown_table(rows)], _against(groups) | _more_views(groups)
     if compared:
         cells = [
-            {"difference": name} | {title(way): str(of[way]) if way in of else "" for way in ways}
-            for name, of in compared.items()
+            {"difference": " - ".join(names)}
+            | {title(way): str(of[way]) if way in of else "" for way in ways}
+            for names, of in compared.items()
         ]
         tables.append(markdown_table(cells))
     return "\n\n".join(tables)
 
 
-def differences(files: Sequence[Path]) -> dict[str, dict[Way, Difference]]:
-    """Between each network and what it is compared with, by their names: 'no_lrn - as_it_is'.
+def differences(files: Sequence[Path]) -> Differences:
+    """Between each network and what it is compared with.
 
     Raises:
       UserError: see `score_tables`.
@@ -112,20 +117,21 @@ def differences(files: Sequence[Path]) -> dict[str, dict[Way, Difference]]:
     return _against(_grouped(files))
 
 
-def _against(groups: list[list[Scored]]) -> dict[str, dict[Way, Difference]]:
-    found = {}
+def _against(groups: list[list[Scored]]) -> Differences:
+    found: Differences = {}
     for group in groups:
-        for other in groups:
-            if other[0].name == group[0].against:
-                name = f"{_name(group, groups)} - {_name(other, groups)}"
-                ways = sorted(_ways(group) & _ways(other))
-                found[name] = {way: _difference(group, other, way) for way in ways}
+        others = [other for other in groups if other[0].name == group[0].against]
+        same = [other for other in others if other[0].records == group[0].records]
+        for other in same or others:  # the latter are refused
+            names = (_name(group, groups), _name(other, groups))
+            ways = sorted(_ways(group) & _ways(other))
+            found[names] = {way: _difference(group, other, way) for way in ways}
     return found
 
 
-def _more_views(groups: list[list[Scored]]) -> dict[str, dict[Way, Difference]]:
+def _more_views(groups: list[list[Scored]]) -> Differences:
     """Several views against one view of the same networks."""
-    found = {}
+    found: Differences = {}
     for group in groups:
         pairs = {way: (way[0], 1) for way in sorted(_ways(group)) if way[1] > 1}
         both = {
@@ -133,7 +139,7 @@ def _more_views(groups: list[list[Scored]]) -> dict[str, dict[Way, Difference]]:
             for way, single in pairs.items()
         }
         if any(both.values()):
-            found[f"{_name(group, groups)}: several views - one view"] = {
+            found[f"{_name(group, groups)}: several views", "one view"] = {
                 way: _own_difference(same, way, pairs[way]) for way, same in both.items() if same
             }
     return found
@@ -144,7 +150,7 @@ def _ways(group: list[Scored]) -> set[Way]:
 
 
 def _name(group: list[Scored], groups: list[list[Scored]]) -> str:
-    """That of the experiment; with step and config where several kinds have it."""
+    """The experiment's name; with step, config and records where several kinds have it."""
     one = group[0]
     alone = sum(other[0].name == one.name for other in groups) == 1
     return one.name if alone else f"{one.name} ({one.which})"

@@ -234,7 +234,7 @@ def _run(arguments: Sequence[str]) -> None:
     cli.no_more(arguments)
     host.configure_jax(DEVICES.value)
     step, folders, file = trained.parse_step(STEP.value), cli.folders(WORKDIRS), cli.output(JSON)
-    ways = [_views(one) for one in dict.fromkeys(VIEWS.value)] or [_views("")]
+    ways = [_views(one) for one in dict.fromkeys(VIEWS.value or [""])]
     nets = [
         trained.open_trained(one, step=step, devices=DEVICES.value, records=RECORDS.value)
         for one in folders

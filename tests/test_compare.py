@@ -162,6 +162,11 @@ def test_networks_scored_on_other_records_are_not_compared(tmp_path):
     b = scored(tmp_path, "b", np.arange(10) < 1, records="y")
     with pytest.raises(UserError, match="a and b were scored on different images"):
         table(a, b)
+    # Beside one on the same records, only that one is compared.
+    same = scored(tmp_path, "b", np.arange(10) < 2, seed=1)
+    _, (row,) = table(a, b, same)
+    assert row["difference"].startswith("a - b (")
+    assert row["test, 10 views"].startswith("+10.00")
 
 
 def test_views_are_compared_of_the_networks_that_have_both(tmp_path):

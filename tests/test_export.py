@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import UserError, load_config, load_weights
-from alexnet_jax.runtime import host
+from alexnet_jax.runtime import host, messages
 from alexnet_jax.runtime.caffe import read_caffemodel, read_mean
 from alexnet_jax.runtime.tensors import read_tensors
 from alexnet_jax.weights import export_network, export_weights, main
@@ -254,3 +254,10 @@ def test_pytorchs_logits(name, tmp_path):
     seen = crops(net, images.astype(np.float32) - mean)
     tensors, _ = read_tensors(tmp_path / "a.safetensors")
     assert_same(by_torch(name, net.config.model, tensors, seen), net, images)
+
+
+def test_weights_that_no_file_of_messages_can_hold_are_refused():
+    half = np.broadcast_to(np.float32(0), 2**28)  # a GiB, which takes no memory
+    messages.check_size([half], "ONNX")
+    with pytest.raises(UserError, match=r"2\.1 GB of weights: a file of ONNX has 2 GB at most"):
+        messages.check_size([half, half], "ONNX")

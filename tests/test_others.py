@@ -556,13 +556,13 @@ def test_the_card_of_imported_weights_says_so(small_records, tmp_path):
     file, names = tmp_path / "net.caffemodel", ", ".join(CIFAR10)
     cifar_file(file)
     told = card(load_weights(file, "cifar10_full", mean="1,2,3"), tmp_path / "mine")
-    assert re.search(r"imported, not trained, with alexnet_jax \S+: config `\S+`, step 0\.", told)
-    assert "- Imported from: cifar10_full, net.caffemodel\n" in told
+    assert re.search(r"weights were imported with alexnet_jax \S+: config `\S+`, step 0\.", told)
+    assert "- Mean image and names of classes: cifar10_full, net.caffemodel\n" in told
     assert f"- Classes: 10: {names}\n" in told
     assert "was trained" not in told
     net = load_weights(file, "cifar10_full", mean=str(small_records))
     told = card(net, tmp_path / "of_records")
-    assert "- Mean image and names of classes from: folder:images\n" in told
+    assert "- Mean image and names of classes: folder:images\n" in told
     told = card(dataclasses.replace(net, step=5), tmp_path / "further")
     assert "It was trained with alexnet_jax" in told
     assert "- Trained on: folder:images\n" in told
@@ -578,7 +578,9 @@ def test_a_card_in_this_folder_has_its_name_and_the_number_of_unnamed_classes(
     monkeypatch.chdir(tmp_path / "mine")
     told = card(net, Path("."))
     assert 'from_pretrained("mine")' in told
-    assert "- Imported from: torchvision, net.pth\n- Classes: 10: unnamed\n" in told
+    assert (
+        "- Mean image and names of classes: torchvision, net.pth\n- Classes: 10: unnamed\n" in told
+    )
 
 
 def test_records_of_other_classes_or_sizes_are_refused(records, small_records, tmp_path):

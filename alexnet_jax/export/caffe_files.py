@@ -27,9 +27,9 @@ from alexnet_jax.export.operators import (
 )
 from alexnet_jax.runtime.caffe import CLASSES
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.messages import check_size
 
 TYPES = {"relu": "ReLU", "tanh": "TanH", "sigmoid": "Sigmoid"}
-LARGEST = 2**31 - 1  # bytes of a file
 
 
 def caffe_files(
@@ -50,9 +50,7 @@ def caffe_files(
         net.add_operator(operator)
     net.add("prob", "Softmax", "")
     comments = [f"# {name}: {text}" for name, text in about.items()]
-    count = sum(array.nbytes for arrays in net.arrays.values() for array in arrays)
-    if count > LARGEST:
-        raise UserError(f"{count / 1e9:.1f} GB of weights: a file of Caffe's has 2 GB at most")
+    check_size((array for arrays in net.arrays.values() for array in arrays), "Caffe")
     return "\n".join([*comments, *net.layers]) + "\n", net.weights()
 
 

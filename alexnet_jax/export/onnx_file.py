@@ -17,10 +17,10 @@ from alexnet_jax.export.operators import (
     Pool,
 )
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.messages import check_size
 
 OPSET, IR_VERSION = 17, 8
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
-LARGEST = 2**31 - 1  # bytes of a file
 
 
 def onnx_bytes(operators: Sequence[Operator], mean: np.ndarray, about: Mapping[str, str]) -> bytes:
@@ -125,9 +125,7 @@ class _Graph:
 
     def file(self, crop: int, classes: int, about: Mapping[str, str]) -> bytes:
         """The checked file; the last node gives the logits."""
-        count = sum(array.nbytes for array in self.tensors.values())
-        if count > LARGEST:
-            raise UserError(f"{count / 1e9:.1f} GB of weights: a file of ONNX has 2 GB at most")
+        check_size(self.tensors.values(), "ONNX")
         helper, number = self.onnx.helper, self.onnx.TensorProto.FLOAT
         self.nodes[-1].output[0] = "logits"
         image = helper.make_tensor_value_info("image", number, ["batch", 3, crop, crop])

@@ -37,8 +37,8 @@ def draw_differences(files: Sequence[Path]) -> "Figure":
         bars = [[one.mean - one.low for _, one in known], [one.high - one.mean for _, one in known]]
         axes.errorbar(means, heights, xerr=bars, fmt="o", markersize=4, label=title(way))
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    bases = {name.partition(" - ")[2] for name in found}
-    names = [name.partition(" - ")[0] if len(bases) == 1 else name for name in found]
+    bases = {base for _, base in found}
+    names = [name if len(bases) == 1 else f"{name} - {base}" for name, base in found]
     axes.set_yticks(range(len(found)), names)
     axes.invert_yaxis()
     minus = f" minus that of {bases.pop()}" if len(bases) == 1 else ", differences"

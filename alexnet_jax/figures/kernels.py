@@ -72,7 +72,9 @@ def _kept(file: Path) -> tuple[int, np.ndarray]:
         with np.load(file) as kept:
             return int(kept["step"]), kept["kernels"]
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}); write it again: keep_kernels") from None
+        raise UserError(
+            f"{file} is damaged ({error}); write it again, as docs/results.md says"
+        ) from None
 
 
 def keep_kernels(folder: Path, place: Path) -> None:

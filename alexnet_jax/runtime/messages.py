@@ -4,14 +4,24 @@ Lists of numbers may be declared as bytes: a packed list of floats is a string o
 so no float becomes a Python object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.runtime.errors import UserError
+
+MOST_BYTES = 2**31 - 1  # of a file that protobuf reads
+
+
+def check_size(arrays: Iterable[np.ndarray], whose: str) -> None:
+    """Raises UserError for weights that a file of messages cannot hold."""
+    count = sum(array.nbytes for array in arrays)
+    if count > MOST_BYTES:
+        raise UserError(f"{count / 1e9:.1f} GB of weights: a file of {whose} has 2 GB at most")
 
 
 def message_classes(package: str, messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> Any:

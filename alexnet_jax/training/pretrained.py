@@ -19,7 +19,6 @@ import jax
 
 from alexnet_jax import config
 from alexnet_jax.data.info import info_bytes, read_info
-from alexnet_jax.data.sources import check_kind
 from alexnet_jax.model.layouts import from_layout, to_layout
 from alexnet_jax.optim import Params
 from alexnet_jax.runtime import workdir
@@ -191,7 +190,8 @@ def _name(source: str) -> str:
 def _card(held: Pretrained, name: str) -> str:
     setup, c = held.setup, held.setup.config
     # Only an import makes a checkpoint of step 0.
-    how = "It was trained" if held.step else "Its weights were imported, not trained,"
+    how = "It was trained" if held.step else "Its weights were imported"
+    source = "Trained on" if held.step else "Mean image and names of classes"
     error = "not scored" if held.error is None else f"{held.error:.2%}"
     return f"""---
 library_name: alexnet_jax
@@ -204,7 +204,7 @@ tags: [alexnet, jax, flax]
 The network of Krizhevsky, Sutskever and Hinton (2012) in JAX.
 {how} with alexnet_jax {version("alexnet-jax")}: config `{c.experiment.name}`, step {held.step}.
 
-- {_of_what(held.step, setup.data.source)}: {_name(setup.data.source)}
+- {source}: {_name(setup.data.source)}
 - Classes: {c.model.classes}: {_some(setup.data.labels, c.model.classes)}
 - Top-1 error on its validation split, centre crop: {error}
 
@@ -217,17 +217,6 @@ net.top5("photo.jpg")
 
 Weights, mean image, config and class names are safetensors and JSON; opening them runs no code.
 """
-
-
-def _of_what(step: int, source: str) -> str:
-    """What the source of the data is to the network."""
-    if step:
-        return "Trained on"
-    try:
-        check_kind(source, "")
-    except UserError:  # no images, but another program and its file
-        return "Imported from"
-    return "Mean image and names of classes from"
 
 
 def _some(labels: Sequence[str], classes: int) -> str:
