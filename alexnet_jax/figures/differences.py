@@ -44,5 +44,5 @@ def draw_differences(files: Sequence[Path]) -> "Figure":
     minus = f" minus that of {bases.pop()}" if len(bases) == 1 else ", differences"
     axes.set_xlabel(f"top-1 error{minus}, percentage points")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(ways), frameon=False, fontsize=8)
     return figure
