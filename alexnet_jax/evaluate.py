@@ -107,7 +107,7 @@ def _split_of(net: trained.Net, path: Path) -> Split:
     if records.manifest.size != data.size:
         found = records.manifest.size
         raise UserError(f"--on={path} has images of {found} pixels, not {data.size}; prepare again")
-    return records.split(data.validation)
+    return records.split(data.validation, "--config.data.validation")
 
 
 class Together(NamedTuple):
@@ -137,7 +137,7 @@ def evaluate_together(
     split = split or _common_split(nets)
     if search and len(nets) < 2:
         raise UserError("--weights=search needs several networks; give more --workdirs")
-    images = nets[0].setup.records.split(split)
+    images = nets[0].setup.records.split(split, "--splits")
     labels, probs = images.labels, []
     for net in nets:
         name = f"{net.folder}, step {net.step}, {split}"
@@ -241,7 +241,7 @@ def _run(arguments: Sequence[str]) -> None:
     ]
     splits = list(dict.fromkeys(one for one in SPLITS.value if one)) or [_common_split(nets)]
     for split in splits:  # all are there, before the work begins
-        nets[0].setup.records.split(split)
+        nets[0].setup.records.split(split, "--splits")
     lines = []
     for split in splits:
         for views in ways:

@@ -81,7 +81,7 @@ def probe(extract: Extract, records: Records, *, split: str, penalty: float) -> 
     Raises:
       UserError: there is no such split, or a record is damaged.
     """
-    train, scored = (_split(records, name) for name in ("train", split))
+    train, scored = (records.split(name, "--split") for name in ("train", split))
     count = len(train) + len(scored)
     with progress_bar(count, "features", "images", leave=False) as bar:
         known, asked = (_features(extract, part, bar) for part in (train, scored))
@@ -139,13 +139,6 @@ def _features(extract: Extract, split: Split, bar: tqdm) -> Features:
             left -= len(images)
             bar.update(len(images))
     return np.concatenate(parts)
-
-
-def _split(records: Records, name: str) -> Split:
-    there = records.manifest.splits
-    if name not in there:
-        raise UserError(f"{records.path} has no split {name!r}, only {', '.join(there)}")
-    return records.split(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

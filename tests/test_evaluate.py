@@ -200,7 +200,7 @@ def test_nine_views_are_scored_at_the_end_and_later_where_the_config_says_so(
         (["--step=last"], "error: --step=last: give newest, best"),
         (["--views=1,2"], "error: --views=2: give 1, 9 or 10, or several, as 1,10"),
         (["--views="], "error: --views=: give 1, 9 or 10, or several, as 1,10"),
-        (["--splits=train,none"], "has no split 'none', only train, validation"),
+        (["--splits=train,none"], "no split 'none', only train, validation; set --splits to"),
     ],
 )
 def test_a_wrong_command_is_one_line(runs, capsys, monkeypatch, options, said):

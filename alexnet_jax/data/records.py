@@ -116,17 +116,17 @@ class Records:
     manifest: Manifest
     statistics: Statistics
 
-    def split(self, name: str) -> Split:
-        """The split called `name`.
+    def split(self, name: str, option: str = "") -> Split:
+        """The split called `name`; `option` is what named it, for the error.
 
         Raises:
           UserError: there is no such split, or its labels are damaged.
         """
         if name not in self.manifest.splits:
-            raise UserError(
-                f"{self.path} has no split {name!r}, only {', '.join(self.manifest.splits)}; "
-                f"score one of these (--config.data.validation), or prepare a source that has it"
-            )
+            problem = f"{self.path} has no split {name!r}, only {', '.join(self.manifest.splits)}"
+            if option:
+                problem += f"; set {option} to one of these, or prepare a source that has it"
+            raise UserError(problem)
         return Split(self.path, self.manifest, name)
 
 

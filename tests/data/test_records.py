@@ -115,8 +115,10 @@ def test_manifest_counts(raw_records):
 
 
 def test_unknown_split(raw_records):
-    with pytest.raises(UserError, match="no split 'test', only train, validation"):
+    with pytest.raises(UserError, match=r"no split 'test', only train, validation$"):
         raw_records.split("test")
+    with pytest.raises(UserError, match="validation; set --on to one of these, or prepare"):
+        raw_records.split("test", "--on")
 
 
 def test_no_folder_or_no_records(tmp_path):
