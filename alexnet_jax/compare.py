@@ -187,16 +187,19 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return mean(values), error
 
 
+def mean_text(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and behind ± its standard error if there are several: "19.45 ± 0.10"."""
+    value, error = mean_and_error(values)
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
 def _rates(group: list[Scored], way: Way) -> list[float]:
     return [100 * float(one.wrong[way].mean()) for one in group if way in one.wrong]
 
 
 def _error(group: list[Scored], way: Way) -> str:
     rates = _rates(group, way)
-    if not rates:
-        return ""
-    value, error = mean_and_error(rates)
-    return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return mean_text(rates) if rates else ""
 
 
 def _difference(group: list[Scored], other: list[Scored], way: Way) -> Difference:

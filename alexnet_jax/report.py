@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from alexnet_jax import config
-from alexnet_jax.compare import mean_and_error, score_tables
+from alexnet_jax.compare import mean_text, score_tables
 from alexnet_jax.figures.figure1 import GOAL, epochs_to, training_errors
 from alexnet_jax.runtime import cli, workdir
 from alexnet_jax.runtime.errors import UserError
@@ -196,7 +196,7 @@ def _reached(runs: list[Run]) -> dict[str, str]:
     if not isinstance(runs[0].config.model, config.Cifar):
         return {}
     known = [run.to_goal for run in runs if run.to_goal is not None]
-    told = _spread(known) if len(known) == len(runs) else f"{len(known)} of {len(runs)} reach it"
+    told = mean_text(known) if len(known) == len(runs) else f"{len(known)} of {len(runs)} reach it"
     return {f"epochs to {GOAL:.0%} training error": told}
 
 
@@ -211,12 +211,7 @@ def _means(errors: list[Errors | None]) -> list[float]:
 def _text(errors: list[Errors | None]) -> str:
     """The mean in percent, with its standard error over seeds."""
     rates = zip(*filter(None, errors), strict=True)
-    return " / ".join(_spread([100 * rate for rate in one]) for one in rates) or NOT_RUN
-
-
-def _spread(values: list[float]) -> str:
-    value, error = mean_and_error(values)
-    return f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return " / ".join(mean_text([100 * rate for rate in one]) for one in rates) or NOT_RUN
 
 
 def _trained(run: Run) -> str:

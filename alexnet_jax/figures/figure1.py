@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alexnet_jax.compare import mean_and_error
+from alexnet_jax.compare import mean_text
 from alexnet_jax.figures.sheet import new_figure
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
@@ -106,9 +106,8 @@ def _when(reached: dict[str, list[float | None]]) -> str:
             parts.append(f"{kind} not yet" + (more if values else ""))
             continue
         known[kind] = values
-        value, error = mean_and_error(values)
-        spread = "" if error is None else f" ± {error:.1f} (n={len(values)})"
-        parts.append(f"{kind} {value:.1f}{spread}")
+        count = f" (n={len(values)})" if len(values) > 1 else ""
+        parts.append(f"{kind} {mean_text(values, digits=1)}{count}")
     text = f"epochs to {GOAL:.0%} training error\n" + ", ".join(parts)
     others = [kind for kind in known if kind != "relu"]
     if "relu" in known and others:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from alexnet_jax import config
-from alexnet_jax.compare import mean_and_error
+from alexnet_jax.compare import mean_text
 from alexnet_jax.figures.kernels import first_layer
 from alexnet_jax.figures.sheet import new_figure
 from alexnet_jax.runtime.terminal import markdown_table
@@ -101,10 +101,8 @@ def _by_kind(
         own = [number for number, one in enumerate(crossing) if one == kind]
         if own:
             found[kind] = np.array([_apart(a, b) for a, b in (both[number] for number in own)])
-            value, error = mean_and_error(found[kind].tolist())
-            spread = "" if error is None else f" ± {error:.3f}"
             p = stats.combine_pvalues([chances[number] for number in own]).pvalue
-            apart = f"|A - B| {value:.3f}{spread}, n={len(own)}, {_p(p)}"
+            apart = f"|A - B| {mean_text(found[kind].tolist(), digits=3)}, n={len(own)}, {_p(p)}"
             lines.append(f"{what}, {name} at layer 3: {apart}")
     if len(found) == 2 and min(map(len, found.values())) > 1:
         p = permutation_p(found[True], found[False])
