@@ -172,10 +172,17 @@ def _apart(runs: list[Run], groups: list[list[Run]]) -> str:
 
 
 def _compared(runs: list[Run], groups: list[list[Run]]) -> str:
-    """The difference from the runs that these are compared with, in percentage points."""
+    """The difference from the runs that these are compared with, in percentage points.
+
+    Between finished runs only: one that has just begun is worse for that reason alone.
+    """
     against = runs[0].config.experiment.against
-    others = [g for g in groups if _name(g) == against and g[0].records == runs[0].records]
-    if not others:
+    others = [
+        g
+        for g in groups
+        if _name(g) == against and g[0].records == runs[0].records and g[0].finished
+    ]
+    if not others or not runs[0].finished:
         return ""
     nearest = min(others, key=lambda g: len(_differing(g[0].config, runs[0].config)))
     for views in ("ten_views", "one_view"):

@@ -85,6 +85,18 @@ def test_of_several_such_runs_the_most_similar_is_compared_with(tmp_path):
     assert rows(report(runs))[0]["compared"] == "+10.00 / +0.00 to whole"
 
 
+def test_unfinished_runs_are_not_compared(tmp_path):
+    """Neither with others, nor others with them."""
+    runs = [
+        finished(tmp_path / "a", 0.45),
+        finished(tmp_path / "begun", 0.7, epoch=2, seed=1),
+        finished(tmp_path / "whole_begun", 0.8, epoch=2, name="whole"),
+    ]
+    assert [row["compared"] for row in rows(report(runs))] == ["", "", ""]
+    runs.append(finished(tmp_path / "whole", 0.42, name="whole", seed=1, batch=8))
+    assert [row["compared"] for row in rows(report(runs))][:2] == ["+3.00 / +0.00 to whole", ""]
+
+
 def test_runs_with_one_name_show_the_values_in_which_they_differ(tmp_path):
     runs = [finished(tmp_path / "a", 0.4), finished(tmp_path / "b", 0.4, model__dropout=0.0)]
     names = [row["experiment"] for row in rows(report(runs))]
