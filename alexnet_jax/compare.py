@@ -69,6 +69,8 @@ def read_scores(file: Path) -> Scored:
             raise ValueError
         names, seeds, records = first["experiments"], tuple(first["seeds"]), first["records"]
         wrong = {(one["split"], one["views"]): np.array(one["ranks"]) > 0 for one in lines}
+        if not all(ranks.ndim == 1 and len(ranks) for ranks in wrong.values()):
+            raise ValueError
         kind, name = [first[key] for key in OF_KIND], names[0]
         which = f"step {first['steps'][0]}, config {first['configs'][0][:6]}, of {records[:6]}"
         weights, against = first["weights"], first["against"]
@@ -167,6 +169,11 @@ def _grouped(files: Sequence[Path]) -> list[list[Scored]]:
             if known.wrong.keys() & new.wrong.keys():
                 raise UserError(f"{file} has scores of {new.name}, seed {new.seeds[0]}, once more")
             known.wrong.update(new.wrong)
+    for group in groups.values():
+        counts = [(split, len(w)) for one in group.values() for (split, _), w in one.wrong.items()]
+        if len(set(counts)) > len(dict(counts)):
+            name = next(iter(group.values())).name
+            raise UserError(f"scores of {name} are of unequal numbers of images; write them again")
     return [list(group.values()) for group in groups.values()]
 
 

@@ -63,7 +63,7 @@ class Run:
     """What a workdir holds about its run. Errors are None where they were not measured."""
 
     config: config.Config
-    records: str  # their hash
+    records: str  # their hash; of a run that was resumed on other records all hashes
     steps: int
     epochs: float
     one_view: Errors | None
@@ -77,8 +77,10 @@ class Run:
         """Equal for runs that differ only in their seed."""
         c = self.config
         values = config.fixed_values(config.as_dict(c)) | {"seed": None}
-        length = [c.epochs, c.steps, self.finished]  # not fixed, but longer runs are another kind
-        return json.dumps([c.experiment.name, self.records, length, values], sort_keys=True)
+        # Not fixed, but runs of another length are another kind.
+        length = [c.epochs, c.steps, self.finished or self.steps]
+        on = [self.records, c.data.validation]
+        return json.dumps([c.experiment.name, on, length, values], sort_keys=True)
 
     @property
     def finished(self) -> bool:
@@ -98,14 +100,17 @@ def read_run(folder: Path) -> Run:
     starts = workdir.read_starts(folder)
     if not lines:
         raise UserError(f"{folder} has no metrics yet; train first")
+    # All errors from the last evaluation: a run that was made longer has ten views of before, too.
+    evaluated = [one for one in lines if "val/top1_error" in one]
+    scored = evaluated[-1] if evaluated else {}
     return Run(
         config=c,
-        records=starts[-1].records if starts else c.data.source,
+        records="+".join(dict.fromkeys(one.records for one in starts)) or c.data.source,
         steps=lines[-1]["step"],
         epochs=lines[-1]["epoch"],
-        one_view=_last(lines, "val", c),
-        ten_views=_last(lines, "val_ten_views", c),
-        nine_views=_last(lines, "val_nine_views", c),
+        one_view=_errors(scored, "val", c),
+        ten_views=_errors(scored, "val_ten_views", c),
+        nine_views=_errors(scored, "val_nine_views", c),
         to_goal=_to_goal(folder, lines),
         machines=tuple(dict.fromkeys(_machine(start) for start in starts)),
     )
@@ -176,25 +181,34 @@ def _compared(runs: list[Run], groups: list[list[Run]]) -> str:
 
     Between finished runs only: one that has just begun is worse for that reason alone.
     """
-    against = runs[0].config.experiment.against
+    first = runs[0]
+    against, split = first.config.experiment.against, first.config.data.validation
     others = [
-        g
-        for g in groups
-        if _name(g) == against and g[0].records == runs[0].records and g[0].finished
+        group
+        for group in groups
+        if (_name(group), group[0].records) == (against, first.records)
+        and group[0].config.data.validation == split
+        and group[0].finished
     ]
-    if not others or not runs[0].finished:
+    if not others or not first.finished:
         return ""
-    nearest = min(others, key=lambda g: len(_differing(g[0].config, runs[0].config)))
-    for views in ("ten_views", "one_view"):
+
+    def distance(group: list[Run]) -> tuple[int, bool]:
+        other = group[0].config
+        length = (other.epochs, other.steps) != (first.config.epochs, first.config.steps)
+        return len(_differing(other, first.config)), length
+
+    nearest = min(others, key=distance)
+    for views, of in (("ten_views", ""), ("one_view", ", centre crop")):
         ours, theirs = (_means([getattr(run, views) for run in g]) for g in (runs, nearest))
         if ours and theirs:
             points = [f"{100 * (a - b):+.2f}" for a, b in zip(ours, theirs, strict=True)]
-            return f"{' / '.join(points)} to {against}"
+            return f"{' / '.join(points)} to {against}{of}"
     return ""
 
 
 def _to_goal(folder: Path, lines: list[dict[str, Any]]) -> float | None:
-    errors = [line for line in lines if "train/top1_error" in line]
+    errors = [line for line in lines if line.get("train/top1_error") is not None]
     return epochs_to(GOAL, *training_errors(folder)) if errors and lines[-1]["epoch"] >= 1 else None
 
 
@@ -204,6 +218,8 @@ def _reached(runs: list[Run]) -> dict[str, str]:
         return {}
     known = [run.to_goal for run in runs if run.to_goal is not None]
     told = mean_text(known) if len(known) == len(runs) else f"{len(known)} of {len(runs)} reach it"
+    if len(known) < len(runs) and not runs[0].finished:
+        told += " so far"
     return {f"epochs to {GOAL:.0%} training error": told}
 
 
@@ -216,9 +232,12 @@ def _means(errors: list[Errors | None]) -> list[float]:
 
 
 def _text(errors: list[Errors | None]) -> str:
-    """The mean in percent, with its standard error over seeds."""
-    rates = zip(*filter(None, errors), strict=True)
-    return " / ".join(mean_text([100 * rate for rate in one]) for one in rates) or NOT_RUN
+    """The mean in percent, with its standard error over seeds; how many, if not all have it."""
+    known = [one for one in errors if one]
+    if not known:
+        return NOT_RUN
+    text = " / ".join(mean_text([100 * rate for rate in one]) for one in zip(*known, strict=True))
+    return text if len(known) == len(errors) else f"{text} (n={len(known)})"
 
 
 def _trained(run: Run) -> str:
@@ -234,13 +253,12 @@ def _machine(start: workdir.Start) -> str:
     return f"{start.devices} x {start.kind}"
 
 
-def _last(lines: list[dict[str, Any]], prefix: str, c: config.Config) -> Errors | None:
-    """The errors of the last line of metrics that has them."""
-    for line in reversed(lines):
-        if line.get(f"{prefix}/top1_error") is not None:
-            names = ("top1_error", "top5_error") if c.has_top5 else ("top1_error",)
-            return tuple(line[f"{prefix}/{name}"] for name in names)
-    return None
+def _errors(line: dict[str, Any], prefix: str, c: config.Config) -> Errors | None:
+    """The errors in a line of metrics, if it has them."""
+    names = ("top1_error", "top5_error") if c.has_top5 else ("top1_error",)
+    found = [line.get(f"{prefix}/{name}") for name in names]
+    known = tuple(one for one in found if one is not None)
+    return known if len(known) == len(found) else None
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -270,7 +288,7 @@ def _run(arguments: Sequence[str]) -> None:
                 "--scores makes other tables than --workdirs, --configs and --comparators; give "
                 "it alone"
             )
-        table = score_tables([Path(one) for one in SCORES.value])
+        table = score_tables([Path(one) for one in SCORES.value if one])
     else:
         planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
         table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)

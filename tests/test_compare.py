@@ -169,6 +169,27 @@ def test_networks_scored_on_other_records_are_not_compared(tmp_path):
     assert row["test, 10 views"].startswith("+10.00")
 
 
+@pytest.mark.parametrize(("seed", "views"), [(1, 10), (0, 1)])
+def test_scores_of_unequal_numbers_of_images_are_refused(tmp_path, seed, views):
+    """Of two seeds, or of one network by one and by ten views."""
+    files = [scored(tmp_path, "a", [0, 1, 1])]
+    files.append(scored(tmp_path, "a", [0, 1], seed=seed, views=views))
+    with pytest.raises(UserError, match="scores of a are of unequal numbers of images"):
+        compare.score_tables(files)
+
+
+def test_no_images_are_no_scores(tmp_path):
+    with pytest.raises(UserError, match="is no file of scores"):
+        compare.score_tables([scored(tmp_path, "a", [])])
+
+
+def test_a_pair_without_a_common_way_has_no_line_in_the_figure(tmp_path):
+    whole = scored(tmp_path, "whole", [0, 1, 1])
+    other = scored(tmp_path, "other", [0, 1, 1], against="whole", split="validation")
+    with pytest.raises(UserError, match="no two of these are compared"):
+        draw_differences([whole, other])
+
+
 def test_views_are_compared_of_the_networks_that_have_both(tmp_path):
     """Seed 1 has both; seed 0 has ten views alone, and seed 2 one view alone."""
     for seed, wrong in ((0, 9), (1, 2)):

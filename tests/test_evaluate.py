@@ -123,6 +123,15 @@ def test_networks_are_averaged_image_by_image(runs, tmp_path, capsys):
 def test_searched_weights_are_scored_on_the_other_half(runs, capsys):
     nets = [trained.open_trained(runs / name) for name in "ab"]
     found = evaluate.evaluate_together(nets, views=1, search=True)
+    images = nets[0].setup.validation
+    first, second = (
+        np.exp(net.setup.evaluator.log_probs(net.params, images, views=1, what="alone"))
+        for net in nets
+    )
+    labels = images.labels
+    a, b = evaluate.search_weights([first[::2], second[::2]], labels[::2])
+    own = (a * first + b * second)[1::2][np.arange(32), labels[1::2]]
+    np.testing.assert_allclose(found.scores.loss, -np.log(own).mean(), rtol=1e-6)
     assert found.scores.images == 32
     assert "weights found on every second image: " in capsys.readouterr().out
 

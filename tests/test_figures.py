@@ -2,14 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.figures import figure1, kernels, towers
+from alexnet_jax.figures import curves, figure1, kernels, towers
 from alexnet_jax.figures.__main__ import FIGURES, main
 from alexnet_jax.figures.figure4 import draw_neighbours
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
@@ -64,10 +63,10 @@ def test_figure_1_says_when_each_reached_the_goal(tmp_path):
     tanh = write_run(tmp_path / "tanh", "tanh", [(100 * n, 0.7 - 0.05 * n) for n in range(1, 12)])
     figure = figure1.draw_figure1([relu, tanh])
     title = figure.axes[0].get_title()
-    assert title == "epochs to 25% training error\nrelu 1.5, tanh 9.0 (6.0 times)"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh 9.0\ntanh 6.0 times as many"
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
     title = figure1.draw_figure1([relu, never]).axes[0].get_title()
-    assert title == "epochs to 25% training error\nrelu 1.5, tanh not yet"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh not reached"
 
 
 def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
@@ -80,8 +79,8 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
     ]
     (axes,) = figure1.draw_figure1([fast, later, *slow]).axes
     assert axes.get_title() == (
-        "epochs to 25% training error\nrelu 2.0 ± 0.5 (n=2), tanh 9.5 ± 0.5 (n=2) "
-        "(4.8, 3.6 to 6.7 times)"
+        "epochs to 25% training error\nrelu 2.0 ± 0.5 (n=2), tanh 9.5 ± 0.5 (n=2)\n"
+        "tanh 4.8 times as many (3.6 to 6.7)"
     )
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.4, 0.25, 0.2])
     band = axes.collections[0].get_paths()[0].vertices
@@ -89,7 +88,31 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
     assert band[:, 0].max() == 3  # the epochs that both have
     never = write_run(tmp_path / "never", "tanh", [(100, 0.3)])
     title = figure1.draw_figure1([fast, slow[0], never]).axes[0].get_title()
-    assert title == "epochs to 25% training error\nrelu 1.5, tanh not yet in 1 of 2"
+    assert title == "epochs to 25% training error\nrelu 1.5, tanh not reached by 1 of 2"
+
+
+def test_figure_1_averages_seeds_of_one_network_only(tmp_path):
+    runs = [write_run(tmp_path / name, "relu", [(100, 0.9), (200, 0.2)]) for name in "abc"]
+    top = figure1.draw_figure1(runs[:2]).axes[0].get_ylim()[1]
+    assert top > 0.9
+    for folder, change in ((runs[1], {"batch": 8}), (runs[2], {"name": "other"})):
+        values = json.loads((folder / "config.json").read_text())
+        values |= change if "batch" in change else {"experiment": values["experiment"] | change}
+        (folder / "config.json").write_text(json.dumps(values))
+    for folder, key in ((runs[1], "batch"), (runs[2], r"experiment\.name")):
+        with pytest.raises(UserError, match=f"not two seeds of one network: {key} differ"):
+            figure1.draw_figure1([runs[0], folder])
+
+
+def test_each_of_many_runs_has_a_colour_and_a_name_of_its_own(tmp_path):
+    """Twelve runs in folders of the same names."""
+    runs = []
+    for name in "abcdefghijkl":
+        (tmp_path / name).mkdir()
+        runs.append(write_run(tmp_path / name / "seed0", "relu", [(100, 0.3), (200, 0.2)]))
+    lines = curves.draw_curves(runs).axes[1].lines
+    assert len({line.get_color() for line in lines}) == 12
+    assert [line.get_label() for line in lines] == [f"{run} training" for run in runs]
 
 
 def test_a_run_without_a_whole_epoch_is_refused(tmp_path):
@@ -142,18 +165,18 @@ def measures(name, crossing, apart):
     """A run of two towers with 12 kernels each, whose colours differ by `apart`."""
     rng = np.random.default_rng(len(name))
     values = [rng.uniform(0.2, 0.4, 12) for _ in range(4)]
-    return towers.Measures(name, 9, crossing, [values[0], values[1] + apart], values[2:])
+    colour = [values[0], values[1] + apart]
+    return towers.Measures(name, f"cross {crossing}", 9, crossing, colour, values[2:])
 
 
-def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
+def test_the_towers_that_differ_are_found_and_no_others():
     """Runs that meet have the same colours in both towers, those that do not differ by 0.3."""
-    made = {f"meet{n}": measures(f"meet{n}" + "x" * n, True, 0) for n in range(5)}
-    made |= {f"apart{n}": measures(f"apart{n}" + "x" * n, False, 0.3) for n in range(5)}
-    monkeypatch.setattr(towers, "measure", lambda folder: made[folder.name])
-    table, lines = towers.towers_table([Path(name) for name in made]).split("\n\n")
+    made = [measures(f"meet{n}" + "x" * n, True, 0) for n in range(5)]
+    made += [measures(f"apart{n}" + "x" * n, False, 0.3) for n in range(5)]
+    table, lines = towers.towers_table(made).split("\n\n")
     found = rows(table)
     assert [row["meet at layer 3"] for row in found] == ["yes"] * 5 + ["no"] * 5
-    for row, one in zip(found, made.values(), strict=True):
+    for row, one in zip(found, made, strict=True):
         a, b = one.colour
         assert (row["colour A"], row["colour B"]) == (f"{a.mean():.3f}", f"{b.mean():.3f}")
         # Of 9999 random deals none is as far apart: 1 in 10,000.
@@ -164,6 +187,14 @@ def test_the_towers_that_differ_are_found_and_no_others(monkeypatch, capsys):
     # All 5 are further apart than the other 5: two of the 252 deals.
     between = "|A - B| of the runs that meet and of those that do not"
     assert f"colour: {between}: p=0.0079" in lines
+
+    made[0] = made[0]._replace(experiment="tanh")
+    lines = towers.towers_table(made).split("\n\n")[1]
+    told = dict(line.split(": ", 1) for line in lines.splitlines())
+    unlike = "no mean of unlike runs (cross True, tanh)"
+    assert told["colour, meeting at layer 3"] == told["orientation, meeting at layer 3"] == unlike
+    assert told["colour, not meeting at layer 3"].endswith("n=5, p<0.0001")
+    assert between not in str(told)
 
 
 def test_a_permutation_test_counts_all_deals():
@@ -183,7 +214,7 @@ def run(records, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [*FIGURES, "towers"])
 def test_the_command_draws(run, tmp_path, capsys, name):
     out = tmp_path / "figure.png"
     main([name, f"--workdirs={run}", f"--out={out}"])
@@ -254,8 +285,9 @@ def test_the_kernels_are_the_checkpoints(run):
 def test_what_is_kept_of_a_run_gives_the_same_figures(run, tmp_path):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     kernels.keep_kernels(run, tmp_path)
-    for ours, theirs in zip(kernels.first_layer(tmp_path), kernels.first_layer(run), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = kernels.first_layer(tmp_path), kernels.first_layer(run)
+    np.testing.assert_array_equal(ours.kernels, theirs.kernels)
+    assert (ours.step, ours.config.model) == (theirs.step, theirs.config.model)
 
 
 @pytest.mark.parametrize(
@@ -263,12 +295,13 @@ def test_what_is_kept_of_a_run_gives_the_same_figures(run, tmp_path):
     [
         ("kernels x.png", "kernels shows one run"),
         ("curves x.unknown", "--out=.*x.unknown: end the name with one of"),
+        ("curves x.png --workdirs=a,b,./a", "--workdirs names a twice; it would count as two"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
-    name, out = asked.split()
+    name, out, *more = asked.split()
     with pytest.raises(SystemExit):
-        main([name, f"--workdirs={run},{run}", f"--out={tmp_path / out}"])
+        main([name, f"--workdirs={run},{run.parent}", f"--out={tmp_path / out}", *more])
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert re.search(said, error)

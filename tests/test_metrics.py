@@ -60,9 +60,16 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert (line["val/loss"], line["update/fc8"], line["train/loss"]) == (None, None, 1.5)
 
 
-@pytest.mark.parametrize("bad", ["not json", "[1]", '{"epoch": 1}'])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("not json", "[1]", '{"epoch": 1}', '{"step": 2}', '{"step": 2, "epoch": null}'),
+        *('{"step": 2, "epoch": 1, "train/loss": "low"}', '{"step": 2, "epoch": 1, "\xff": 1}'),
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path, bad):
-    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
+    good = '{"step": 1, "epoch": 0.5, "train/loss": null}'
+    (tmp_path / "metrics.jsonl").write_bytes(f"{good}\n{bad}\n{good}\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged"):
         read_metrics(tmp_path)
 

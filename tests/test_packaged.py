@@ -93,5 +93,6 @@ def test_an_unknown_name_is_one_line_with_those_there_are(open_):
 def test_a_step_that_is_not_there_is_refused():
     step = alexnet_jax.load("tiny").step
     assert alexnet_jax.load("tiny", step=step).step == step
-    with pytest.raises(UserError, match=rf"^tiny has step {step} alone, not 5$"):
-        alexnet_jax.load("tiny", step=5)
+    for other in (5, "best"):
+        with pytest.raises(UserError, match=rf"^tiny has step {step} alone, not {other}$"):
+            alexnet_jax.load("tiny", step=other)

@@ -97,6 +97,66 @@ def test_unfinished_runs_are_not_compared(tmp_path):
     assert [row["compared"] for row in rows(report(runs))][:2] == ["+3.00 / +0.00 to whole", ""]
 
 
+def test_runs_that_are_not_over_share_no_row(tmp_path):
+    """One has done two epochs of six, the other five."""
+    runs = [finished(tmp_path / str(epoch), 0.4, epoch=epoch, steps=0) for epoch in (2, 5)]
+    lines = (tmp_path / "5" / FILE).read_text().replace('"step": 96', '"step": 80')
+    (tmp_path / "5" / FILE).write_text(lines)
+    assert [row["n"] for row in rows(report(runs))] == ["1", "1"]
+
+
+def test_a_run_that_was_made_longer_is_not_over(tmp_path):
+    """It has ten views of its first end, but none of now."""
+    folder = finished(tmp_path / "a", 0.4, epochs=12)
+    later = {"step": 112, "epoch": 7, "val/top1_error": 0.45, "val/top5_error": 0.2}
+    with (folder / FILE).open("a") as file:
+        file.write(json.dumps(later) + "\n")
+    (row,) = rows(report([folder]))
+    assert row["ours, ten views"] == "not run"
+    assert row["ours, centre crop"] == "45.00 / 20.00"
+    assert row["trained"].startswith("7 epochs of 12, unfinished")
+
+
+def test_runs_on_another_split_are_not_compared_and_share_no_row(tmp_path):
+    runs = [
+        finished(tmp_path / "a", 0.45),
+        finished(tmp_path / "b", 0.44, seed=1, data__validation="test"),
+        finished(tmp_path / "whole", 0.42, name="whole", data__validation="test"),
+    ]
+    found = [row["compared"] for row in rows(report(runs))]
+    assert found == ["", "+2.00 / +0.00 to whole", "+0.00 / +0.00 to whole"]
+
+
+def test_a_run_on_several_records_is_a_kind_of_its_own(tmp_path):
+    runs = [finished(tmp_path / name, 0.4, seed=i, records=name) for i, name in enumerate("yx")]
+    workdir.record_start(runs[0], 3, "x", MACHINE)  # resumed on those of the other
+    assert [row["n"] for row in rows(report(runs))] == ["1", "1"]
+
+
+def test_of_runs_that_differ_in_length_only_the_equal_one_is_compared_with(tmp_path):
+    """Whatever their order is."""
+    whole = [
+        finished(tmp_path / "short", 0.3, name="whole", epochs=5),
+        finished(tmp_path / "equal", 0.4, name="whole", epochs=6),
+    ]
+    for order in (whole, whole[::-1]):
+        found = rows(report([finished(tmp_path / "a", 0.45, epochs=6), *order]))
+        assert found[0]["compared"] == "+5.00 / +0.00 to whole"
+
+
+def test_a_mean_says_of_how_many_it_is_and_a_difference_of_which_views(tmp_path):
+    """One of two seeds has no ten views, and neither has what both are compared with."""
+    runs = [finished(tmp_path / str(seed), 0.4, seed=seed) for seed in range(2)]
+    runs.append(finished(tmp_path / "whole", 0.3, name="whole"))
+    for folder in (runs[1], runs[2]):
+        text = (folder / FILE).read_text().replace("val_ten_views", "other")
+        (folder / FILE).write_text(text)
+    first, _ = rows(report(runs))
+    assert first["ours, ten views"] == "40.00 / 10.00 (n=1)"
+    assert first["ours, centre crop"] == "50.00 ± 0.00 / 20.00 ± 0.00"
+    assert first["compared"] == "+10.00 / +0.00 to whole, centre crop"
+
+
 def test_runs_with_one_name_show_the_values_in_which_they_differ(tmp_path):
     runs = [finished(tmp_path / "a", 0.4), finished(tmp_path / "b", 0.4, model__dropout=0.0)]
     names = [row["experiment"] for row in rows(report(runs))]
@@ -171,7 +231,7 @@ def test_nets_on_cifar10_say_when_they_reach_25_percent_training_error(tmp_path)
     assert row["epochs to 25% training error"] == "1.38 ± 0.12"
     (tmp_path / "1" / FILE).write_text(text.replace("0.1}", "0.26}"))
     (row,) = rows(report([tmp_path / "0", tmp_path / "1"]))
-    assert row["epochs to 25% training error"] == "1 of 2 reach it"
+    assert row["epochs to 25% training error"] == "1 of 2 reach it so far"
 
 
 def test_the_papers_tables_follow_the_runs(tmp_path, capsys):

@@ -37,9 +37,10 @@ from alexnet_jax.figures.kernels import draw_kernels
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
-from alexnet_jax.figures.towers import draw_towers, towers_table
+from alexnet_jax.figures.towers import draw_towers, measure, towers_table
 from alexnet_jax.runtime import cli, host, hub
 from alexnet_jax.runtime.errors import UserError
+from alexnet_jax.runtime.files import new_file
 from alexnet_jax.training.trained import downloaded
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ if TYPE_CHECKING:
 FIGURES: dict[str, Callable[[Sequence[Path]], "Figure"]] = {
     "figure1": draw_figure1,
     "kernels": draw_kernels,
-    "towers": draw_towers,
     "figure4": draw_figure4,
     "neighbours": draw_neighbours,
     "subnetworks": draw_subnetworks,
     "curves": draw_curves,
 }
+NO_RUNS = ("figure2", "layer_bytes", "differences")  # which are not drawn from runs
+NAMES = (*FIGURES, "towers", *NO_RUNS)
 
 OPTIONS = flags.FlagValues()
 WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs: runs/a,runs/b.", OPTIONS)
@@ -79,12 +81,11 @@ ONLY = (  # options of one figure
 
 
 def _run(arguments: Sequence[str]) -> None:
-    others = ("figure2", "layer_bytes", "differences")  # which are not drawn from runs
-    name = cli.one_of([*FIGURES, *others], arguments)
+    name = cli.one_of(NAMES, arguments)
     for option, of in ONLY:
         if option.value and name != of:
             raise UserError(f"--{option.name} is for {of}, not for {name}")
-    if WORKDIRS.value and name in others:
+    if WORKDIRS.value and name in NO_RUNS:
         raise UserError(f"--workdirs and --model are not for {name}")
     host.configure_jax(1)
     cli.required(OUT, "figure.png")
@@ -96,15 +97,18 @@ def _run(arguments: Sequence[str]) -> None:
         figure = draw_neighbours(_folders(), RECORDS.value, LAYER.value)
     elif name == "layer_bytes":
         cli.required(RESULTS, "before.json,after.json")
-        figure = draw_layer_bytes([Path(one) for one in RESULTS.value or ()])
+        figure = draw_layer_bytes([Path(one) for one in RESULTS.value or () if one])
     elif name == "differences":
         cli.required(SCORES, "a.json,b.json")
-        figure = draw_differences([Path(one) for one in SCORES.value or ()])
+        figure = draw_differences([Path(one) for one in SCORES.value or () if one])
+    elif name == "towers":
+        runs = measure(_folders())
+        figure = draw_towers(runs)
+        print(towers_table(runs))
     else:
         figure = FIGURES[name](_folders())
-    figure.savefig(out, dpi=150)
-    if name == "towers":
-        print(towers_table(_folders()))
+    with new_file(out) as file:
+        figure.savefig(file, dpi=150, format=out.suffix[1:].lower())
     print(f"{name} in {out}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.figures.sheet import new_figure, run_names
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
@@ -28,7 +28,12 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
     Raises:
       UserError: a run has no metrics yet.
     """
-    figure = new_figure(11, 3.4)
+    from matplotlib import colormaps
+
+    figure = new_figure(11, max(3.4, 0.5 + 0.4 * len(folders)))
+    many = len(folders) > 10
+    colours = colormaps["turbo"].resampled(len(folders)) if many else colormaps["tab10"]
+    labels = run_names(folders)
     for axes, (title, scale, names) in zip(figure.subplots(1, 3), _PANELS, strict=True):
         for number, folder in enumerate(folders):
             lines = read_metrics(folder)
@@ -36,10 +41,10 @@ def draw_curves(folders: Sequence[Path]) -> "Figure":
                 raise UserError(f"{folder} has no metrics yet; train first")
             for name, split in names.items():
                 known = [(one["epoch"], one[name]) for one in lines if one.get(name) is not None]
-                label = f"{folder.name} {split}".strip()
                 line = "--" if split == "training" else "-"
                 steps = "default" if split else "steps-pre"  # a rate stays until it changes
-                style: dict[str, Any] = {"color": f"C{number}", "label": label, "drawstyle": steps}
+                style: dict[str, Any] = {"color": colours(number), "drawstyle": steps}
+                style["label"] = f"{labels[number]} {split}".strip()
                 if known:
                     axes.plot(*zip(*known, strict=True), line, **style)
         axes.set(title=title, xlabel="epochs", yscale=scale)

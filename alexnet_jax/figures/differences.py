@@ -24,7 +24,7 @@ def draw_differences(files: Sequence[Path]) -> "Figure":
     Raises:
       UserError: see `compare.score_tables`; or nothing is compared.
     """
-    found = differences(files)
+    found = {names: of for names, of in differences(files).items() if of}
     if not found:
         raise UserError("no two of these are compared; add the scores of what the ablation is of")
     ways = sorted({way for of in found.values() for way in of})
@@ -44,5 +44,5 @@ def draw_differences(files: Sequence[Path]) -> "Figure":
     minus = f" minus that of {bases.pop()}" if len(bases) == 1 else ", differences"
     axes.set_xlabel(f"top-1 error{minus}, percentage points")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=len(ways), frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=min(3, len(ways)), frameon=False, fontsize=8)
     return figure

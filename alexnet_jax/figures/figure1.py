@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alexnet_jax import config
 from alexnet_jax.compare import mean_text
 from alexnet_jax.figures.sheet import new_figure
 from alexnet_jax.runtime import workdir
@@ -34,7 +35,7 @@ def training_errors(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       UserError: the run has not finished an epoch yet.
     """
-    lines = [line for line in read_metrics(folder) if "train/top1_error" in line]
+    lines = [one for one in read_metrics(folder) if one.get("train/top1_error") is not None]
     names = ("step", "epoch", "train/top1_error")
     step, epoch, error = (np.array([line[name] for line in lines]) for name in names)
     # Every epoch ends with a line, so a line's steps belong to one epoch (to within a batch).
@@ -66,14 +67,16 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
     """Fig. 1 (§3.1): for each activation the mean over its runs, in a band from least to most.
 
     Raises:
-      UserError: see `training_errors`.
+      UserError: see `training_errors`; or two runs of an activation differ in more than their seed.
     """
     figure = new_figure(6, 4)
     axes = figure.subplots()
-    runs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    of: dict[str, list[Path]] = {}
     for folder in folders:
-        kind = workdir.read_config(folder).model.activation
-        runs.setdefault(kind, []).append(training_errors(folder))
+        of.setdefault(workdir.read_config(folder).model.activation, []).append(folder)
+    for alike in of.values():
+        _require_seeds(alike)
+    runs = {kind: [training_errors(folder) for folder in alike] for kind, alike in of.items()}
     for kind, curves in runs.items():
         name, style, colour = LINES[kind]
         label = name if len(curves) == 1 else f"{name}, {len(curves)} seeds"
@@ -85,15 +88,30 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
             axes.fill_between(epochs, least, most, color=colour, alpha=0.25, linewidth=0)
     reached = {kind: [epochs_to(GOAL, *one) for one in curves] for kind, curves in runs.items()}
     axes.axhline(GOAL, color="0.6", linewidth=0.8)
-    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 0.8))
+    largest = max(np.max(line.get_ydata()) for line in axes.lines)
+    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, max(0.8, largest + 0.02)))
     axes.set_title(_when(reached), fontsize=9)
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
     return figure
 
 
+def _require_seeds(folders: Sequence[Path]) -> None:
+    first = workdir.read_config(folders[0])
+    for folder in folders[1:]:
+        c = workdir.read_config(folder)
+        unlike = set(config.differences(config.as_dict(first), c)) - {"seed"}
+        if c.experiment.name != first.experiment.name:
+            unlike.add("experiment.name")
+        if unlike:
+            raise UserError(
+                f"{folder} and {folders[0]} are not two seeds of one network: "
+                f"{', '.join(sorted(unlike))} differ; give one of them"
+            )
+
+
 def _when(reached: dict[str, list[float | None]]) -> str:
-    """The mean number of epochs to the goal for each activation, and their ratio.
+    """The mean number of epochs to the goal for each activation, and how many times ReLU's.
 
     After ± stands the standard error; the ratio is that of the means, and then those of the pairs
     of runs that are furthest apart.
@@ -102,22 +120,21 @@ def _when(reached: dict[str, list[float | None]]) -> str:
     for kind in sorted(reached):
         values = [value for value in reached[kind] if value is not None]
         if len(values) < len(reached[kind]):
-            more = f" in {len(reached[kind]) - len(values)} of {len(reached[kind])}"
-            parts.append(f"{kind} not yet" + (more if values else ""))
+            more = f" by {len(reached[kind]) - len(values)} of {len(reached[kind])}"
+            parts.append(f"{kind} not reached" + (more if values else ""))
             continue
         known[kind] = values
         count = f" (n={len(values)})" if len(values) > 1 else ""
         parts.append(f"{kind} {mean_text(values, digits=1)}{count}")
-    text = f"epochs to {GOAL:.0%} training error\n" + ", ".join(parts)
+    lines = [f"epochs to {GOAL:.0%} training error", ", ".join(parts)]
     others = [kind for kind in known if kind != "relu"]
     if "relu" in known and others:
-        ratios = ", ".join(_ratio(known[kind], known["relu"]) for kind in others)
-        text += f" ({ratios} times)"
-    return text
+        lines.append("; ".join(f"{kind} {_ratio(known[kind], known['relu'])}" for kind in others))
+    return "\n".join(lines)
 
 
 def _ratio(slower: list[float], faster: list[float]) -> str:
-    text = f"{np.mean(slower) / np.mean(faster):.1f}"
+    text = f"{np.mean(slower) / np.mean(faster):.1f} times as many"
     if len(slower) + len(faster) == 2:
         return text
-    return f"{text}, {min(slower) / max(faster):.1f} to {max(slower) / min(faster):.1f}"
+    return f"{text} ({min(slower) / max(faster):.1f} to {max(slower) / min(faster):.1f})"

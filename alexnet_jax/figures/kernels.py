@@ -29,7 +29,8 @@ def draw_kernels(folders: Sequence[Path]) -> "Figure":
         see three colours.
     """
     one = first_layer(the_only(folders, "kernels"))
-    towers = one.model.towers
+    model = one.config.model
+    towers = model.towers
     mosaic = kernel_mosaic(one.kernels, towers)
     width = 8.0
     figure = new_figure(width, 0.6 + width * mosaic.shape[0] / mosaic.shape[1])
@@ -38,14 +39,14 @@ def draw_kernels(folders: Sequence[Path]) -> "Figure":
     axes.set_axis_off()
     which = "tower A above, tower B below" if towers == 2 else "one tower"
     count = one.kernels.shape[-1]
-    axes.set_title(f"{one.model.names[0]}, {count} kernels, step {one.step}: {which}", fontsize=10)
+    axes.set_title(f"{model.names[0]}, {count} kernels, step {one.step}: {which}", fontsize=10)
     return figure
 
 
 class FirstLayer(NamedTuple):
     """The kernels of a run's first layer."""
 
-    model: config.AlexNet | config.Cifar
+    config: config.Config
     step: int
     kernels: np.ndarray  # float32 [side, side, 3, n]
 
@@ -58,13 +59,13 @@ def first_layer(folder: Path) -> FirstLayer:
     """
     if (folder / KEPT).exists():
         step, kernels = _kept(folder / KEPT)
-        return FirstLayer(workdir.read_config(folder).model, step, kernels)
+        return FirstLayer(workdir.read_config(folder), step, kernels)
     net = trained.load(folder)
     first = net.config.model.names[0]
     kernels = np.asarray(jax.device_get(net.params[first]["kernel"]), np.float32)
     if kernels.ndim != 4 or kernels.shape[2] != 3:
         raise UserError(f"{first} of {net.folder} does not see the three colours of an image")
-    return FirstLayer(net.config.model, net.step, kernels)
+    return FirstLayer(net.config, net.step, kernels)
 
 
 def _kept(file: Path) -> tuple[int, np.ndarray]:

@@ -37,6 +37,12 @@ def image_file(option: flags.FlagHolder[str | None]) -> Path | None:
     return file
 
 
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each folder's name; the whole if two would have the same name."""
+    names = [folder.absolute().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
 def the_only(folders: Sequence[Path], name: str) -> Path:
     """The folder of a figure that shows one run.
 

@@ -10,7 +10,7 @@ from scipy import stats
 from alexnet_jax import config
 from alexnet_jax.compare import mean_text
 from alexnet_jax.figures.kernels import first_layer
-from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.figures.sheet import new_figure, run_names
 from alexnet_jax.runtime.terminal import markdown_table
 
 if TYPE_CHECKING:
@@ -19,28 +19,25 @@ if TYPE_CHECKING:
 ACROSS = 5  # panels in a row
 
 
-def draw_towers(folders: Sequence[Path]) -> "Figure":
+def draw_towers(runs: Sequence["Measures"]) -> "Figure":
     """How colourful and how oriented the kernels of each run are: a point for each kernel.
 
     In the paper's runs the kernels of one tower are largely colour-agnostic and those of the other
     colour-specific (§6.1).
-
-    Raises:
-      UserError: see `first_layer`.
     """
-    across, down = min(len(folders), ACROSS), -(-len(folders) // ACROSS)
+    across, down = min(len(runs), ACROSS), -(-len(runs) // ACROSS)
     figure = new_figure(3.2 * across + 0.4, 3.4 * down)
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    for axes, folder in zip(panels.flat, folders, strict=False):
-        one = measure(folder)
-        for name, x, y in zip("AB", one.colour, one.orientation, strict=False):
-            label = f"tower {name}: colour {x.mean():.2f}, oriented {y.mean():.2f}"
-            axes.plot(x, y, "o^"[name == "B"], label=label, alpha=0.7)
-        axes.set_title(f"{folder.name}, step {one.step}", fontsize=9)
+    for axes, one in zip(panels.flat, runs, strict=False):
+        for letter, x, y in zip("AB", one.colour, one.orientation, strict=False):
+            tower = f"tower {letter}" if len(one.colour) == 2 else "one tower"
+            label = f"{tower}: colour {x.mean():.2f}, oriented {y.mean():.2f}"
+            axes.plot(x, y, "o^"[letter == "B"], label=label, alpha=0.7)
+        axes.set_title(f"{one.name}, step {one.step}", fontsize=9)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="colour", ylabel="orientation")
         axes.label_outer()
         axes.legend(frameon=False, fontsize=7, loc="upper center")
-    for axes in panels.flat[len(folders) :]:
+    for axes in panels.flat[len(runs) :]:
         axes.set_axis_off()
     return figure
 
@@ -49,35 +46,41 @@ class Measures(NamedTuple):
     """The measures of a run's first kernels: for each tower an array, float [kernels]."""
 
     name: str  # of the workdir
+    experiment: str
     step: int
     crossing: bool  # whether the towers meet at layer 3
     colour: list[np.ndarray]  # see `colourfulness`
     orientation: list[np.ndarray]  # see `orientation_strength`
 
 
-def measure(folder: Path) -> Measures:
-    """The measures of the run in `folder`. Raises UserError, see `first_layer`."""
-    model, step, kernels = first_layer(folder)
+def measure(folders: Sequence[Path]) -> list[Measures]:
+    """The measures of the run in each folder. Raises UserError, see `first_layer`."""
+    names = run_names(folders)
+    return [_measure(name, folder) for name, folder in zip(names, folders, strict=True)]
+
+
+def _measure(name: str, folder: Path) -> Measures:
+    c, step, kernels = first_layer(folder)
+    model = c.model
     crossing = isinstance(model, config.AlexNet) and "conv3" in model.cross
     both = (colourfulness(kernels), orientation_strength(kernels))
     split = (np.split(values, model.towers) for values in both)
-    return Measures(folder.name, step, crossing, *split)
+    return Measures(name, c.experiment.name, step, crossing, *split)
 
 
-def towers_table(folders: Sequence[Path]) -> str:
+def towers_table(measured: Sequence[Measures]) -> str:
     """Whether the towers' kernels differ, in Markdown: a row for each run with two towers.
 
     A and B are the means over the kernels of a tower. p is that of a permutation test: how often
-    |A - B| is as large as here or larger when the kernels are dealt to the towers at random. The
-    lines below are about the runs whose towers meet at layer 3, and about those whose towers do
-    not: the mean of |A - B|, and Fisher's combination of their p. If there are several of both
-    kinds, a permutation test of the runs follows: how often the two means of |A - B| are as far
-    apart as here, or further, when the runs are dealt to the two kinds at random.
+    |A - B| is as large as here or larger when the kernels are dealt to the towers at random.
 
-    Raises:
-      UserError: see `first_layer`.
+    The lines below are about the runs whose towers meet at layer 3, and about those whose towers do
+    not, if all runs of a kind are of one experiment: the mean of |A - B|, and Fisher's combination
+    of their p. If there are several of both kinds, a permutation test of the runs follows: how
+    often the two means of |A - B| are as far apart as here, or further, when the runs are dealt to
+    the two kinds at random.
     """
-    runs = [one for one in map(measure, folders) if len(one.colour) == 2]
+    runs = [one for one in measured if len(one.colour) == 2]
     if not runs:
         return "none of these networks has two towers"
     rows = [{"run": one.name, "meet at layer 3": "yes" if one.crossing else "no"} for one in runs]
@@ -88,22 +91,23 @@ def towers_table(folders: Sequence[Path]) -> str:
         for row, (a, b), p in zip(rows, both, chances, strict=True):
             row |= {f"{what} A": f"{a.mean():.3f}", f"{what} B": f"{b.mean():.3f}"}
             row |= {f"p of {what}": f"{p:.4f}"}
-        lines += _by_kind(what, [one.crossing for one in runs], both, chances)
+        lines += _by_kind(what, runs, chances)
     return "\n".join([markdown_table(rows), "", *lines])
 
 
-def _by_kind(
-    what: str, crossing: list[bool], both: list[list[np.ndarray]], chances: list[float]
-) -> list[str]:
+def _by_kind(what: str, runs: list[Measures], chances: list[float]) -> list[str]:
     """The lines of a measure below the table; see `towers_table`."""
     lines, found = [], dict[bool, np.ndarray]()
-    for kind, name in ((True, "meeting"), (False, "not meeting")):
-        own = [number for number, one in enumerate(crossing) if one == kind]
-        if own:
-            found[kind] = np.array([_apart(a, b) for a, b in (both[number] for number in own)])
+    for crossing, kind in ((True, "meeting"), (False, "not meeting")):
+        own = [number for number, one in enumerate(runs) if one.crossing == crossing]
+        names = sorted({runs[number].experiment for number in own})
+        if len(names) > 1:
+            lines.append(f"{what}, {kind} at layer 3: no mean of unlike runs ({', '.join(names)})")
+        elif own:
+            found[crossing] = np.array([_apart(*getattr(runs[number], what)) for number in own])
             p = stats.combine_pvalues([chances[number] for number in own]).pvalue
-            apart = f"|A - B| {mean_text(found[kind].tolist(), digits=3)}, n={len(own)}, {_p(p)}"
-            lines.append(f"{what}, {name} at layer 3: {apart}")
+            apart = f"|A - B| {mean_text(found[crossing].tolist(), digits=3)}, n={len(own)}"
+            lines.append(f"{what}, {kind} at layer 3: {apart}, {_p(p)}")
     if len(found) == 2 and min(map(len, found.values())) > 1:
         p = permutation_p(found[True], found[False])
         lines.append(f"{what}: |A - B| of the runs that meet and of those that do not: {_p(p)}")

@@ -4,6 +4,7 @@ A command defines its options in ``flags.FlagValues`` of its own, because one co
 another. Its ``main(arguments)`` hands them to `run`.
 """
 
+import os
 import re
 import runpy
 import sys
@@ -116,10 +117,14 @@ def no_more(arguments: Sequence[str]) -> None:
 
 
 def folders(option: flags.FlagHolder[list[str] | None]) -> list[Path]:
-    """The folders that ``--workdirs`` names; UserError if there are none."""
+    """The folders that ``--workdirs`` names; UserError if there are none, or one is named twice."""
     found = [Path(name) for name in option.value or [] if name]
     if not found:
         raise UserError("--workdirs is missing: give the folders of runs, as runs/a,runs/b")
+    places = [os.path.realpath(folder) for folder in found]
+    for number, folder in enumerate(found):
+        if places[number] in places[:number]:
+            raise UserError(f"--workdirs names {folder} twice; it would count as two runs")
     return found
 
 

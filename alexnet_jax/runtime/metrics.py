@@ -94,20 +94,25 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics, in order; a last line that was cut off is left out.
 
     Raises:
-      UserError: another line is no JSON object with a step.
+      UserError: another line is no JSON object of numbers, or has no step or epoch.
     """
     path = workdir / FILE
     with named(path):
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.endswith("\n")]
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         line = json.loads(text)
+        if not isinstance(line["epoch"], int | float):
+            raise TypeError
+        if any(isinstance(value, str | list | dict) for value in line.values()):
+            raise TypeError
         return line | {"step": int(line["step"])}
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{where} is damaged: {text[:40]!r}; remove this line") from None
+        shown = text.decode(errors="replace")[:40]
+        raise UserError(f"{where} is damaged: {shown!r}; remove this line") from None
 
 
 class Clock:

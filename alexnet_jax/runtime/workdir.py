@@ -190,7 +190,10 @@ def read_starts(workdir: Path) -> list[Start]:
         found = [json.loads(line) for line in _whole_lines(path)]
         return [Start(*(line[field] for field in Start._fields)) for line in found]
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged; remove it: no result depends on it") from None
+        raise UserError(
+            f"{path} is damaged; restore it, or remove it: training resumes without it, but "
+            f"`report` does not know the run's records then"
+        ) from None
 
 
 def _read(workdir: Path) -> dict[str, object]:

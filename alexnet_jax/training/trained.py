@@ -260,7 +260,7 @@ def load(
     a_name = place.name == text and not place.exists()
     if hub.is_address(text) or is_pretrained(place) or a_name:
         net = from_pretrained(folder, devices=devices)
-        if isinstance(step, int) and step != net.step:
+        if step not in ("newest", net.step):
             raise UserError(f"{folder} has step {net.step} alone, not {step}")
         return net
     c = config.on_devices(workdir.read_config(place), devices)
