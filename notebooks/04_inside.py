@@ -52,7 +52,12 @@ from matplotlib.colors import PowerNorm
 import alexnet_jax
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.figures.kernels import draw_kernels
-from alexnet_jax.figures.towers import colourfulness, draw_towers, orientation_strength
+from alexnet_jax.figures.towers import (
+    colourfulness,
+    draw_towers,
+    measure_towers,
+    orientation_strength,
+)
 from alexnet_jax.prepare import prepare
 from alexnet_jax.runtime import host
 from alexnet_jax.train import fit
@@ -187,7 +192,7 @@ _ = axes.legend(frameon=False)
 # kernels of colour (0 is pure grey); at the top are kernels with stripes of one direction.
 
 # %%
-draw_towers([folder])
+draw_towers(measure_towers([folder]))
 
 # %% [markdown]
 # Is the difference between the towers more than chance? If not, any other split of the same kernels
@@ -217,5 +222,5 @@ Markdown(table)
 
 # %% [markdown]
 # One run of a small network on ten classes of generated images does not test the paper's finding.
-# The table only describes this run. With more runs (`--config.seed=1` ...) `draw_towers` takes all
-# of their folders.
+# The table only describes this run. With more runs (`--config.seed=1` ...) `measure_towers`
+# takes all of their folders.

@@ -37,7 +37,7 @@ from alexnet_jax.figures.kernels import draw_kernels
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.figures.sheet import image_file
 from alexnet_jax.figures.subnetworks import draw_subnetworks
-from alexnet_jax.figures.towers import draw_towers, measure, towers_table
+from alexnet_jax.figures.towers import draw_towers, measure_towers, towers_table
 from alexnet_jax.runtime import cli, host, hub
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.files import new_file
@@ -102,7 +102,7 @@ def _run(arguments: Sequence[str]) -> None:
         cli.required(SCORES, "a.json,b.json")
         figure = draw_differences([Path(one) for one in SCORES.value or () if one])
     elif name == "towers":
-        runs = measure(_folders())
+        runs = measure_towers(_folders())
         figure = draw_towers(runs)
         print(towers_table(runs))
     else:

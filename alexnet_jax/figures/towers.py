@@ -53,7 +53,7 @@ class Measures(NamedTuple):
     orientation: list[np.ndarray]  # see `orientation_strength`
 
 
-def measure(folders: Sequence[Path]) -> list[Measures]:
+def measure_towers(folders: Sequence[Path]) -> list[Measures]:
     """The measures of the run in each folder. Raises UserError, see `first_layer`."""
     names = run_names(folders)
     return [_measure(name, folder) for name, folder in zip(names, folders, strict=True)]
