@@ -92,16 +92,21 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
 
 
 def test_figure_1_averages_seeds_of_one_network_only(tmp_path):
-    runs = [write_run(tmp_path / name, "relu", [(100, 0.9), (200, 0.2)]) for name in "abc"]
-    top = figure1.draw_figure1(runs[:2]).axes[0].get_ylim()[1]
-    assert top > 0.9
-    for folder, change in ((runs[1], {"batch": 8}), (runs[2], {"name": "other"})):
-        values = json.loads((folder / "config.json").read_text())
-        values |= change if "batch" in change else {"experiment": values["experiment"] | change}
+    """Two seeds, another batch, and another experiment: three lines."""
+    runs = [write_run(tmp_path / name, "relu", [(100, 0.9), (200, 0.2)]) for name in "abcd"]
+    for folder, change in ((runs[1], {"seed": 1}), (runs[2], {"batch": 8})):
+        values = json.loads((folder / "config.json").read_text()) | change
         (folder / "config.json").write_text(json.dumps(values))
-    for folder, key in ((runs[1], "batch"), (runs[2], r"experiment\.name")):
-        with pytest.raises(UserError, match=f"not two seeds of one network: {key} differ"):
-            figure1.draw_figure1([runs[0], folder])
+    values = json.loads((runs[3] / "config.json").read_text())
+    values["experiment"] |= {"name": "other"}
+    (runs[3] / "config.json").write_text(json.dumps(values))
+    (axes,) = figure1.draw_figure1(runs).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["relu (a), 2 seeds", "relu (c)", "relu (d)"]
+    assert len({line.get_color() for line in axes.lines[:3]}) == 3
+    first = "relu (a) 1.9 ± 0.0 (n=2), relu (c) 1.9, relu (d) 1.9"
+    assert axes.get_title() == f"epochs to 25% training error\n{first}"
+    assert axes.get_ylim()[1] > 0.9
 
 
 def test_each_of_many_runs_has_a_colour_and_a_name_of_its_own(tmp_path):

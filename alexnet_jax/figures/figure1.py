@@ -1,5 +1,6 @@
 """Fig. 1 (§3.1): the training error over epochs for each activation, and when it reached 25%."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import numpy as np
 
 from alexnet_jax import config
 from alexnet_jax.compare import mean_text
-from alexnet_jax.figures.sheet import new_figure
+from alexnet_jax.figures.sheet import new_figure, run_names
 from alexnet_jax.runtime import workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.runtime.metrics import read_metrics
@@ -66,19 +67,22 @@ def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | No
 def draw_figure1(folders: Sequence[Path]) -> "Figure":
     """Fig. 1 (§3.1): for each activation the mean over its runs, in a band from least to most.
 
+    Runs of one activation that differ in more than their seed have a line each.
+
     Raises:
-      UserError: see `training_errors`; or two runs of an activation differ in more than their seed.
+      UserError: see `training_errors`.
     """
     figure = new_figure(6, 4)
     axes = figure.subplots()
-    of: dict[str, list[Path]] = {}
-    for folder in folders:
-        of.setdefault(workdir.read_config(folder).model.activation, []).append(folder)
-    for alike in of.values():
-        _require_seeds(alike)
-    runs = {kind: [training_errors(folder) for folder in alike] for kind, alike in of.items()}
-    for kind, curves in runs.items():
+    groups = _alike(folders)
+    reached: dict[str, list[float | None]] = {}
+    for number, alike in enumerate(groups):
+        curves = [training_errors(folder) for folder in alike]
+        kind = _activation(alike)
         name, style, colour = LINES[kind]
+        if [_activation(other) for other in groups].count(kind) > 1:
+            kind, colour = f"{kind} ({run_names(folders)[folders.index(alike[0])]})", f"C{number}"
+            name = kind
         label = name if len(curves) == 1 else f"{name}, {len(curves)} seeds"
         ended = min(len(errors) for _, errors in curves)  # epochs that all have
         epochs, together = curves[0][0][:ended], np.stack([errors[:ended] for _, errors in curves])
@@ -86,9 +90,9 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
         if len(curves) > 1:
             least, most = together.min(0), together.max(0)
             axes.fill_between(epochs, least, most, color=colour, alpha=0.25, linewidth=0)
-    reached = {kind: [epochs_to(GOAL, *one) for one in curves] for kind, curves in runs.items()}
-    axes.axhline(GOAL, color="0.6", linewidth=0.8)
+        reached[kind] = [epochs_to(GOAL, *one) for one in curves]
     largest = max(np.max(line.get_ydata()) for line in axes.lines)
+    axes.axhline(GOAL, color="0.6", linewidth=0.8)
     axes.set(xlabel="epochs", ylabel="training error", ylim=(0, max(0.8, largest + 0.02)))
     axes.set_title(_when(reached), fontsize=9)
     axes.set_xlim(left=0)
@@ -96,22 +100,23 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
     return figure
 
 
-def _require_seeds(folders: Sequence[Path]) -> None:
-    first = workdir.read_config(folders[0])
-    for folder in folders[1:]:
+def _alike(folders: Sequence[Path]) -> list[list[Path]]:
+    """Runs that differ in their seed alone together, in the order of the first ones."""
+    groups: dict[str, list[Path]] = {}
+    for folder in folders:
         c = workdir.read_config(folder)
-        unlike = set(config.differences(config.as_dict(first), c)) - {"seed"}
-        if c.experiment.name != first.experiment.name:
-            unlike.add("experiment.name")
-        if unlike:
-            raise UserError(
-                f"{folder} and {folders[0]} are not two seeds of one network: "
-                f"{', '.join(sorted(unlike))} differ; give one of them"
-            )
+        values = config.fixed_values(config.as_dict(c)) | {"seed": None}
+        key = json.dumps([c.experiment.name, values], sort_keys=True)
+        groups.setdefault(key, []).append(folder)
+    return list(groups.values())
+
+
+def _activation(alike: list[Path]) -> str:
+    return workdir.read_config(alike[0]).model.activation
 
 
 def _when(reached: dict[str, list[float | None]]) -> str:
-    """The mean number of epochs to the goal for each activation, and how many times ReLU's.
+    """The mean number of epochs to the goal for each line, and how many times ReLU's.
 
     After ± stands the standard error; the ratio is that of the means, and then those of the pairs
     of runs that are furthest apart.
@@ -126,7 +131,8 @@ def _when(reached: dict[str, list[float | None]]) -> str:
         known[kind] = values
         count = f" (n={len(values)})" if len(values) > 1 else ""
         parts.append(f"{kind} {mean_text(values, digits=1)}{count}")
-    lines = [f"epochs to {GOAL:.0%} training error", ", ".join(parts)]
+    rows = [", ".join(parts[start : start + 3]) for start in range(0, len(parts), 3)]
+    lines = [f"epochs to {GOAL:.0%} training error", *rows]
     others = [kind for kind in known if kind != "relu"]
     if "relu" in known and others:
         lines.append("; ".join(f"{kind} {_ratio(known[kind], known['relu'])}" for kind in others))
