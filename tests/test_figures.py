@@ -104,7 +104,7 @@ def test_figure_1_averages_seeds_of_one_network_only(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["relu (a), 2 seeds", "relu (c)", "relu (d)"]
     assert len({line.get_color() for line in axes.lines[:3]}) == 3
-    first = "relu (a) 1.9 ± 0.0 (n=2), relu (c) 1.9, relu (d) 1.9"
+    first = "relu (a) 1.9 ± 0.0 (n=2)\nrelu (c) 1.9\nrelu (d) 1.9"
     assert axes.get_title() == f"epochs to 25% training error\n{first}"
     assert axes.get_ylim()[1] > 0.9
 

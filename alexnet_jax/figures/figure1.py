@@ -81,7 +81,10 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
         kind = _activation(alike)
         name, style, colour = LINES[kind]
         if [_activation(other) for other in groups].count(kind) > 1:
-            kind, colour = f"{kind} ({run_names(folders)[folders.index(alike[0])]})", f"C{number}"
+            kind, colour = (
+                f"{kind} ({run_names(folders)[folders.index(alike[0])]})",
+                f"C{number + len(LINES)}",
+            )
             name = kind
         label = name if len(curves) == 1 else f"{name}, {len(curves)} seeds"
         ended = min(len(errors) for _, errors in curves)  # epochs that all have
@@ -131,8 +134,8 @@ def _when(reached: dict[str, list[float | None]]) -> str:
         known[kind] = values
         count = f" (n={len(values)})" if len(values) > 1 else ""
         parts.append(f"{kind} {mean_text(values, digits=1)}{count}")
-    rows = [", ".join(parts[start : start + 3]) for start in range(0, len(parts), 3)]
-    lines = [f"epochs to {GOAL:.0%} training error", *rows]
+    named = any("(" in kind for kind in reached)  # longer than an activation
+    lines = [f"epochs to {GOAL:.0%} training error", *(parts if named else [", ".join(parts)])]
     others = [kind for kind in known if kind != "relu"]
     if "relu" in known and others:
         lines.append("; ".join(f"{kind} {_ratio(known[kind], known['relu'])}" for kind in others))
