@@ -75,17 +75,16 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
     figure = new_figure(6, 4)
     axes = figure.subplots()
     groups = _alike(folders)
+    activations = [workdir.read_config(alike[0]).model.activation for alike in groups]
+    names = dict(zip(folders, run_names(folders), strict=True))
     reached: dict[str, list[float | None]] = {}
     for number, alike in enumerate(groups):
         curves = [training_errors(folder) for folder in alike]
-        kind = _activation(alike)
+        kind = activations[number]
         name, style, colour = LINES[kind]
-        if [_activation(other) for other in groups].count(kind) > 1:
-            kind, colour = (
-                f"{kind} ({run_names(folders)[folders.index(alike[0])]})",
-                f"C{number + len(LINES)}",
-            )
-            name = kind
+        if activations.count(kind) > 1:
+            name = kind = f"{kind} ({names[alike[0]]})"
+            colour = f"C{number + len(LINES)}"
         label = name if len(curves) == 1 else f"{name}, {len(curves)} seeds"
         ended = min(len(errors) for _, errors in curves)  # epochs that all have
         epochs, together = curves[0][0][:ended], np.stack([errors[:ended] for _, errors in curves])
@@ -112,10 +111,6 @@ def _alike(folders: Sequence[Path]) -> list[list[Path]]:
         key = json.dumps([c.experiment.name, values], sort_keys=True)
         groups.setdefault(key, []).append(folder)
     return list(groups.values())
-
-
-def _activation(alike: list[Path]) -> str:
-    return workdir.read_config(alike[0]).model.activation
 
 
 def _when(reached: dict[str, list[float | None]]) -> str:
