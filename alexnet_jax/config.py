@@ -447,6 +447,11 @@ def fixed_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _leaves(values) if not key.startswith(CHANGEABLE)}
 
 
+def but_seed(c: Config) -> dict[str, Any]:
+    """The fixed values of `c` without its seed: equal for runs that differ in their seed alone."""
+    return fixed_values(as_dict(c)) | {"seed": None}
+
+
 def differences(old: Mapping[str, Any], new: Config) -> list[str]:
     """The dotted keys of fixed values in which `old`, from `as_dict`, differs from `new`."""
     before, after = fixed_values(old), fixed_values(as_dict(new))

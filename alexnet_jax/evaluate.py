@@ -263,14 +263,13 @@ def _views(text: str) -> Views:
 def _about(nets: Sequence[trained.Net[Setup]]) -> dict[str, Any]:
     """What `report --scores` must know of the networks."""
     configs = [net.setup.config for net in nets]
-    fixed = [config.fixed_values(config.as_dict(c)) | {"seed": None} for c in configs]
     return {
         "workdirs": [str(net.folder) for net in nets],
         "steps": [net.step for net in nets],
         "experiments": [c.experiment.name for c in configs],
         "against": configs[0].experiment.against,
         "seeds": [c.seed for c in configs],
-        "configs": [json_checksum(values)[:12] for values in fixed],  # equal if but seeds differ
+        "configs": [json_checksum(config.but_seed(c))[:12] for c in configs],
         "records": nets[0].setup.data.hash,
     }
 

@@ -76,11 +76,10 @@ class Run:
     def kind(self) -> str:
         """Equal for runs that differ only in their seed."""
         c = self.config
-        values = config.fixed_values(config.as_dict(c)) | {"seed": None}
         # Not fixed, but runs of another length are another kind.
         length = [c.epochs, c.steps, self.finished or self.steps]
         on = [self.records, c.data.validation]
-        return json.dumps([c.experiment.name, on, length, values], sort_keys=True)
+        return json.dumps([c.experiment.name, on, length, config.but_seed(c)], sort_keys=True)
 
     @property
     def finished(self) -> bool:
@@ -105,7 +104,7 @@ def read_run(folder: Path) -> Run:
     scored = evaluated[-1] if evaluated else {}
     return Run(
         config=c,
-        records="+".join(dict.fromkeys(one.records for one in starts)) or c.data.source,
+        records=workdir.records_of(folder) or c.data.source,
         steps=lines[-1]["step"],
         epochs=lines[-1]["epoch"],
         one_view=_errors(scored, "val", c),
@@ -288,7 +287,10 @@ def _run(arguments: Sequence[str]) -> None:
                 "--scores makes other tables than --workdirs, --configs and --comparators; give "
                 "it alone"
             )
-        table = score_tables([Path(one) for one in SCORES.value if one])
+        files = [Path(one) for one in SCORES.value if one]
+        if not files:
+            raise UserError("--scores names no file; give files of evaluate --json: a.json,b.json")
+        table = score_tables(files)
     else:
         planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
         table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)

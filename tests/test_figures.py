@@ -13,7 +13,7 @@ from alexnet_jax.figures.__main__ import FIGURES, main
 from alexnet_jax.figures.figure4 import draw_neighbours
 from alexnet_jax.figures.layer_bytes import draw_layer_bytes
 from alexnet_jax.prepare import prepare
-from alexnet_jax.runtime import host
+from alexnet_jax.runtime import host, workdir
 from alexnet_jax.runtime.errors import UserError
 from alexnet_jax.train import fit
 from alexnet_jax.training import trained
@@ -92,19 +92,21 @@ def test_seeds_of_an_activation_are_a_band_and_a_spread(tmp_path):
 
 
 def test_figure_1_averages_seeds_of_one_network_only(tmp_path):
-    """Two seeds, another batch, and another experiment: three lines."""
-    runs = [write_run(tmp_path / name, "relu", [(100, 0.9), (200, 0.2)]) for name in "abcd"]
+    """Two seeds, another batch, another experiment, and other records: four lines."""
+    runs = [write_run(tmp_path / name, "relu", [(100, 0.9), (200, 0.2)]) for name in "abcde"]
     for folder, change in ((runs[1], {"seed": 1}), (runs[2], {"batch": 8})):
         values = json.loads((folder / "config.json").read_text()) | change
         (folder / "config.json").write_text(json.dumps(values))
     values = json.loads((runs[3] / "config.json").read_text())
     values["experiment"] |= {"name": "other"}
     (runs[3] / "config.json").write_text(json.dumps(values))
+    machine = {"devices": 1, "kind": "cpu", "cpu": "Z80", "cores": 4}
+    workdir.record_start(runs[4], 0, "other", machine)
     (axes,) = figure1.draw_figure1(runs).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["relu (a), 2 seeds", "relu (c)", "relu (d)"]
-    assert len({line.get_color() for line in axes.lines[:3]}) == 3
-    first = "relu (a) 1.9 ± 0.0 (n=2)\nrelu (c) 1.9\nrelu (d) 1.9"
+    assert labels == ["relu (a), 2 seeds", "relu (c)", "relu (d)", "relu (e)"]
+    assert len({line.get_color() for line in axes.lines[:4]}) == 4
+    first = "relu (a) 1.9 ± 0.0 (n=2)\nrelu (c) 1.9\nrelu (d) 1.9\nrelu (e) 1.9"
     assert axes.get_title() == f"epochs to 25% training error\n{first}"
     assert axes.get_ylim()[1] > 0.9
 

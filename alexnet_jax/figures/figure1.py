@@ -67,7 +67,8 @@ def epochs_to(goal: float, epochs: np.ndarray, errors: np.ndarray) -> float | No
 def draw_figure1(folders: Sequence[Path]) -> "Figure":
     """Fig. 1 (§3.1): for each activation the mean over its runs, in a band from least to most.
 
-    Runs of one activation that differ in more than their seed have a line each.
+    Runs of one activation that differ in more than their seed, also in their records, have a line
+    each.
 
     Raises:
       UserError: see `training_errors`.
@@ -103,12 +104,12 @@ def draw_figure1(folders: Sequence[Path]) -> "Figure":
 
 
 def _alike(folders: Sequence[Path]) -> list[list[Path]]:
-    """Runs that differ in their seed alone together, in the order of the first ones."""
+    """Runs on the same records that differ in their seed alone together, in the order given."""
     groups: dict[str, list[Path]] = {}
     for folder in folders:
         c = workdir.read_config(folder)
-        values = config.fixed_values(config.as_dict(c)) | {"seed": None}
-        key = json.dumps([c.experiment.name, values], sort_keys=True)
+        records = workdir.records_of(folder) or c.data.source
+        key = json.dumps([c.experiment.name, records, config.but_seed(c)], sort_keys=True)
         groups.setdefault(key, []).append(folder)
     return list(groups.values())
 

@@ -196,6 +196,17 @@ def read_starts(workdir: Path) -> list[Start]:
         ) from None
 
 
+def records_of(workdir: Path) -> str:
+    """The hash of the records that the run in `workdir` was trained on; "" if it is not known.
+
+    If it was resumed on other records, all their hashes, joined by '+'.
+
+    Raises:
+      UserError: see `read_starts`.
+    """
+    return "+".join(dict.fromkeys(start.records for start in read_starts(workdir)))
+
+
 def _read(workdir: Path) -> dict[str, object]:
     path = workdir / CONFIG
     if not path.exists():
