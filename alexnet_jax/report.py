@@ -287,10 +287,7 @@ def _run(arguments: Sequence[str]) -> None:
                 "--scores makes other tables than --workdirs, --configs and --comparators; give "
                 "it alone"
             )
-        files = [Path(one) for one in SCORES.value if one]
-        if not files:
-            raise UserError("--scores names no file; give files of evaluate --json: a.json,b.json")
-        table = score_tables(files)
+        table = score_tables(cli.input_files(SCORES, "a.json,b.json"))
     else:
         planned = [one for text in CONFIGS.value if text for one in planned_in(text)]
         table = report(cli.folders(WORKDIRS), planned, comparators=WITH_COMPARATORS.value)

@@ -322,6 +322,11 @@ def test_what_cannot_be_drawn_is_one_line(run, tmp_path, capsys, asked, said):
         ("kernels --model=tiny --config=tiny", "--config is for figure2, not for kernels"),
         ("differences --results=a --scores=a", "--results is for layer_bytes, not for differences"),
         ("differences --model=tiny --scores=a", "--workdirs and --model are not for differences"),
+        ("differences --scores=,", "--scores is missing: give it, as --scores=a.json,b.json"),
+        (
+            "layer_bytes --results=,",
+            "--results is missing: give it, as --results=b.json,a.json",
+        ),
     ],
 )
 def test_an_option_that_a_figure_would_not_heed_is_refused(line, said, tmp_path, capsys):

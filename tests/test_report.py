@@ -189,7 +189,7 @@ def test_one_config_of_a_file_or_a_file_of_one():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--scores=,"], "--scores names no file; give files of evaluate --json: a.json,b.json"),
+        (["--scores=,"], "--scores is missing: give it, as --scores=a.json,b.json"),
         (["--workdirs=,"], "--workdirs is missing"),
         (["--workdirs={run}/none"], "holds no run"),
         (

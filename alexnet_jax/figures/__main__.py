@@ -96,11 +96,9 @@ def _run(arguments: Sequence[str]) -> None:
     elif name == "neighbours":
         figure = draw_neighbours(_folders(), RECORDS.value, LAYER.value)
     elif name == "layer_bytes":
-        cli.required(RESULTS, "before.json,after.json")
-        figure = draw_layer_bytes([Path(one) for one in RESULTS.value or () if one])
+        figure = draw_layer_bytes(cli.input_files(RESULTS, "b.json,a.json"))
     elif name == "differences":
-        cli.required(SCORES, "a.json,b.json")
-        figure = draw_differences([Path(one) for one in SCORES.value or () if one])
+        figure = draw_differences(cli.input_files(SCORES, "a.json,b.json"))
     elif name == "towers":
         runs = measure_towers(_folders())
         figure = draw_towers(runs)

@@ -128,6 +128,14 @@ def folders(option: flags.FlagHolder[list[str] | None]) -> list[Path]:
     return found
 
 
+def input_files(option: flags.FlagHolder[list[str] | None], example: str) -> list[Path]:
+    """The files that an option names; UserError if there are none."""
+    found = [Path(name) for name in option.value or [] if name]
+    if not found:
+        raise UserError(f"--{option.name} is missing: give it, as --{option.name}={example}")
+    return found
+
+
 def output(option: flags.FlagHolder[str | None]) -> Path | None:
     """The file to write, or None; UserError, before the work begins, if that is impossible."""
     if option.value is None:
